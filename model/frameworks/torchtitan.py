@@ -58,12 +58,13 @@ TORCHTITAN = replace(
     memory_log_error=None,
 )
 
-# Kernels of experts, traced on an H200 in Qwen3's layers (torch 2.11, 2026-11-29): 8,192 tokens, 8 experts each of 128, 2,048
-# wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those they move.
+# Kernels of experts, traced on an H200 in Qwen3's layers (torch 2.11, 2026-11-29): 8,192 tokens, 8 experts each of 128,
+# 2,048 wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those that
+# they move.
 _B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
 # Rows of an expert are padded to a multiple of 8 in as many rows as that may ever take, 8 for each expert of a GPU
-# (models/moe/utils.py, TOKEN_GROUP_ALIGN_SIZE_M). All that pad are copies of one row, whose gradient one warp adds up row
-# after row, 0.79 us each: 1,300 us for 65,536 rows and 1,024 that pad; in float32 1,123, and 983 of 98,304 and 512.
+# (models/moe/utils.py, TOKEN_GROUP_ALIGN_SIZE_M). All that pad are copies of one row, whose gradient one warp adds up
+# row after row, 0.79 us each: 1,300 us for 65,536 rows and 1,024 that pad; in float32 1,123, and 983 of 98,304 and 512.
 _PADDING_S = 8 * 0.79e-6
 
 _EXPERT_KERNELS = (
@@ -79,8 +80,8 @@ _EXPERT_KERNELS = (
         kept_B=4,
         energy=(18.5 + 24) / ((1404e-6 + 1761e-6) * _B_PER_S),
     ),
-    # models/moe/utils.py: a row of zeros behind (135), padded (142), back (625); backward a gradient without the last row
-    # (208), padded (142), zeros and sums (80 and 491), what both products give added (184)
+    # models/moe/utils.py: a row of zeros behind (135), padded (142), back (625); backward a gradient without the last
+    # row (208), padded (142), zeros and sums (80 and 491), what both products give added (184)
     StreamedKernels(
         over="expert_rows",
         forward=3,
@@ -91,9 +92,9 @@ _EXPERT_KERNELS = (
         backward_expert_s=_PADDING_S,
     ),
 )
-# Rows in float32, under autocast: twice the bytes where they are only moved, three casts to 16 bits (188) and back (395)
-# about products, forward and backward. The weighted sum is in 16 bits then, whose kernel for rows that are no multiple of
-# eight is slow (2,648 us of 98,304 rows; of six experts a token).
+# Rows in float32, under autocast: twice the bytes where they are only moved, three casts to 16 bits (188) and back
+# (395) about products, forward and backward. The weighted sum is in 16 bits then, whose kernel for rows that are no
+# multiple of eight is slow (2,648 us of 98,304 rows; of six experts a token).
 _FLOAT32_ROWS = (
     StreamedKernels(
         over="expert_rows",
@@ -104,7 +105,11 @@ _FLOAT32_ROWS = (
         energy=(26 + 32) / ((1086e-6 + 1342e-6) * _B_PER_S),
     ),
     StreamedKernels(
-        over="chosen_rows", backward=1, backward_B=(2648e-6 - 291e-6) * COPY_B_PER_S / (98_304 * 2048), energy=0.1, most=7
+        over="chosen_rows",
+        backward=1,
+        backward_B=(2648e-6 - 291e-6) * COPY_B_PER_S / (98_304 * 2048),
+        energy=0.1,
+        most=7,
     ),
 )
 

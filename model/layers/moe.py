@@ -194,7 +194,7 @@ class MoeBlock(Block):
         yield from streamed_operators((*form.kernels, *form.policies), sizes, moe.top_k, local)
         if batch.autocast.any():
             for op in streamed_operators(form.float32_rows, sizes, moe.top_k, local):
-                yield replace(op, mask=op.mask * batch.autocast)
+                yield replace(op, mask=batch.autocast if op.mask is None else batch.autocast * op.mask)
         for kernels, parts in self._around_products(batch):
             for op in streamed_operators(kernels, sizes, moe.top_k, local):
                 yield replace(op, gating=False, parts=parts, load_balance=1 / busiest)

@@ -6,7 +6,8 @@ norm of what a product gives has 16-bit rows and float32 weights, for which torc
 native/layer_norm.cpp, rms_norm_symint).
 
 Bytes that kernels move of an element, but of those that take longer than a copy of so many: as many as a copy moves in
-the time that was traced on an H200 (torch 2.11 under torchtitan 0.2.2, 2026-11-29); of other GPUs assumed to be as many.
+the time that was traced on an H200 (torch 2.11 under torchtitan 0.2.2, 2026-11-29); of other GPUs assumed to be as
+many.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
@@ -28,8 +30,8 @@ _SCATTERED = ("proj", "fc2")  # products whose output is added to the residual s
 
 # 78 us for 4 x 2048 x 2560 elements: 16 bits added to 32 (10 bytes), against the 6 of 16-bit sums
 _MIXED_SUM_B = 78e-6 / (4 * 2048 * 2560) * COPY_B_PER_S - 6.0
-# Kernels of a norm of 4 x 2048 x 32 x 128 elements by itself: to float32, squares, their mean, times the inverse root and
-# the weights, to 16 bits; 499 us forward, and their gradients, 1,177 us. Of an element they move 40 and 82 bytes.
+# Kernels of a norm of 4 x 2048 x 32 x 128 elements by itself: to float32, squares, their mean, times the inverse root
+# and the weights, to 16 bits; 499 us forward, and their gradients, 1,177 us. Of an element they move 40 and 82 bytes.
 _SPLIT_NORM_B = (499e-6 / (4 * 2048 * 32 * 128) * COPY_B_PER_S, 1177e-6 / (4 * 2048 * 32 * 128) * COPY_B_PER_S)
 _SPLIT_NORM_MOVED_B = 40.0 + 82.0
 
@@ -59,12 +61,17 @@ class _Form:
 # Norms read and write 32 bits (4 more), backward read them twice, beside the input, and write them (10 more); sums of
 # gradients are of 32 bits (6 more)
 _EAGER = _Form(
-    cast=_CAST_B, widened=WIDEN_B, narrowed=_CAST_B, norm=4, norm_backward=10, residual=_MIXED_SUM_B, fan_in=6, splits=True
+    cast=_CAST_B,
+    widened=WIDEN_B,
+    narrowed=_CAST_B,
+    norm=4,
+    norm_backward=10,
+    residual=_MIXED_SUM_B,
+    fan_in=6,
+    splits=True,
 )
 # One kernel of a chain: casts move nothing but what they read or write in 32 bits
-_COMPILED = _Form(
-    cast=0, widened=_CAST_B, narrowed=0, norm=2, norm_backward=4, residual=4, fan_in=4, splits=False
-)
+_COMPILED = _Form(cast=0, widened=_CAST_B, narrowed=0, norm=2, norm_backward=4, residual=4, fan_in=4, splits=False)
 
 
 def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: int) -> Iterator[LayerOp]:
@@ -119,7 +126,7 @@ def _is_of_stream(op: LayerOp, hidden: int) -> bool:
     return bool(np.all(np.asarray(op.shape.n) == hidden))
 
 
-def _sizes(*sizes: FloatArray | float) -> tuple[FloatArray, ...]:
+def _sizes(*sizes: ArrayLike) -> tuple[FloatArray, ...]:
     return tuple(np.asarray(size, dtype=np.float64) for size in sizes)
 
 

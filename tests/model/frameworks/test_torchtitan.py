@@ -221,8 +221,8 @@ def _moved(calls: list[Call], kinds: tuple[Kind, ...] = (Kind.COPY,)) -> dict[Ph
 
 
 def test_autocast_casts_weights_and_adds_to_a_float32_stream(llama: Architecture, batch: Batch) -> None:
-    """Compiled, a layer of Llama 3 8B: 218 M weights read or written in 16 bits and in 32; of the stream, 2,048 x 4,096,
-    both norms read 2 bytes more and both sums 4, backward both norms 4 and three sums of gradients 4."""
+    """Compiled, a layer of Llama 3 8B: 218 M weights read or written in 16 bits and in 32; of the stream, 2,048 x
+    4,096, both norms read 2 bytes more and both sums 4, backward both norms 4 and three sums of gradients 4."""
     framework = replace(framework_of("torchtitan-0.2"), compiled=True)
     found = []
     for zero_stage in (0, 3):
@@ -247,6 +247,8 @@ def test_what_pads_an_expert_is_summed_row_after_row(experts: int, ep: int, batc
     """8 rows of each expert that a GPU holds, 0.79 us each, once in a backward pass."""
     qwen = read_architecture("qwen3-30b-a3b")
     plans = batch(dp=16, ep=ep, zero_stage=3)
-    calls = Workload(qwen, plans, framework=framework_of("torchtitan-0.2"), precision="bf16-mixed").layer(qwen.layers[0])
+    calls = Workload(qwen, plans, framework=framework_of("torchtitan-0.2"), precision="bf16-mixed").layer(
+        qwen.layers[0]
+    )
     waited_s = sum(float(np.max(call.count * call.added_s)) for call in calls)
     assert waited_s == pytest.approx(experts / ep * 8 * 0.79e-6)
