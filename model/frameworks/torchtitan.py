@@ -59,8 +59,8 @@ TORCHTITAN = replace(
 )
 
 # Kernels of experts, traced on an H200 in Qwen3's layers (torch 2.11, 2026-11-29): 8,192 tokens, 8 experts each of 128,
-# 2,048 wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those that
-# they move.
+# 2,048 wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those
+# that they move.
 _B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
 # Rows of an expert are padded to a multiple of 8 in as many rows as that may ever take, 8 for each expert of a GPU
 # (models/moe/utils.py, TOKEN_GROUP_ALIGN_SIZE_M). All that pad are copies of one row, whose gradient one warp adds up
