@@ -1,17 +1,22 @@
 """Training under torchtitan 0.2.2 on one GPU, predicted before any of it ran, against what was measured.
 
     python bench/torchtitan.py [--json] [--plans]
-    python bench/torchtitan.py --predict        write bench/plans/torchtitan/predicted.json
+    python bench/torchtitan.py --predict        write the predicted.json of each set that has none
 
-`bench/studies/torchtitan_job.py` runs a plan of bench/plans/torchtitan and writes its readings, which
-bench/measured/torchtitan keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1
+`bench/studies/torchtitan_job.py` runs a plan of bench/plans/torchtitan, or of torchtitan-unseen, and writes its
+readings, which bench/measured keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1
 (`_signed`), nothing of them fitted:
 
     step_time_mape, energy_mape      of a step
-    reserved_mape                    of the peak that torch's allocator reserved; what it gave out was not kept
-    before_...                       the same of what was predicted before the runs
+    reserved_mape                    of the peak that torch's allocator reserved
     inside                           share of measured times in the 90 % interval
     plans                            that ran
+    before_...                       the same of what was predicted before the runs
+    unseen_...                       the same of other models and shapes, chosen when the predictions had been mended by
+                                     the first set
+
+Of the first set, constants were traced in three runs (`studies.public.torchtitan`), and two are sharded over a mesh of
+one GPU, whose copies no plan has.
 """
 
 from __future__ import annotations
@@ -25,9 +30,9 @@ from typing import Any
 from moemodel.api import predict
 from moemodel.model.core.files import write_atomic
 
-_PLANS = Path(__file__).parent / "plans" / "torchtitan"
-_PREDICTED = _PLANS / "predicted.json"
-_MEASURED = Path(__file__).parent / "measured" / "torchtitan"
+_BENCH = Path(__file__).parent
+_PREDICTED = "predicted.json"
+_SETS = {"": "torchtitan", "unseen_": "torchtitan-unseen"}  # prefix of its figures -> folder of plans, and of readings
 
 # figure of a prediction -> of a reading
 _FIGURES = {
@@ -52,16 +57,17 @@ def forecast(plan: Path) -> dict[str, Any]:
     }
 
 
-def compared(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Of each plan what was measured, was predicted before, and is now."""
-    before = json.loads(_PREDICTED.read_text())
+def compared(name: str) -> dict[str, dict[str, Any]]:
+    """Of each plan of a set that ran what was measured, was predicted before, and is now."""
+    plans, measured = _BENCH / "plans" / name, _BENCH / "measured" / name
+    before = json.loads((plans / _PREDICTED).read_text())
     return {
-        name: {
-            "measured": json.loads((_MEASURED / f"{name}.json").read_text()),
-            "before": before[name],
-            "now": forecast(_PLANS / f"{name}.yaml"),
+        file.stem: {
+            "measured": json.loads(file.read_text()),
+            "before": before[file.stem],
+            "now": forecast(plans / f"{file.stem}.yaml"),
         }
-        for name in names
+        for file in sorted(measured.glob("*.json"))
     }
 
 
@@ -83,23 +89,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plans", action="store_true", help="print each plan's errors, too")
-    parser.add_argument("--predict", action="store_true", help="write predictions, before any run")
+    parser.add_argument("--predict", action="store_true", help="write predictions, before any run of a set")
     options = parser.parse_args()
     if options.predict:
-        told = {plan.stem: forecast(plan) for plan in sorted(_PLANS.glob("*.yaml"))}
-        write_atomic(_PREDICTED, json.dumps(told, indent=1) + "\n")
+        for folder in (_BENCH / "plans" / name for name in _SETS.values()):
+            if not (folder / _PREDICTED).exists():
+                told = {plan.stem: forecast(plan) for plan in sorted(folder.glob("*.yaml"))}
+                write_atomic(folder / _PREDICTED, json.dumps(told, indent=1) + "\n")
         return
-    rows = compared(sorted(file.stem for file in _MEASURED.glob("*.json")))
-    found = figures(rows)
+    sets = {prefix: rows for prefix, name in _SETS.items() if (rows := compared(name))}
+    found = {prefix + key: value for prefix, rows in sets.items() for key, value in figures(rows).items()}
     if options.json:
         print(json.dumps(found))
         return
     if options.plans:
-        for name, row in rows.items():
+        for name, row in (named for rows in sets.values() for named in rows.items()):
             errors = [f"{row['now'][key] / row['measured'][key] - 1:+7.1%}" for key in _FIGURES.values()]
             print(f"{name:40s} {row['measured']['step_time_s'] * 1e3:7.1f} ms", *errors)
     for name, value in found.items():
-        print(f"{name:26s} {value:8.3f}")
+        print(f"{name:34s} {value:8.3f}")
 
 
 if __name__ == "__main__":

@@ -38,13 +38,17 @@ _FLAVOURS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-3-70b": ("llama3", "70B", {}),
     "qwen3-4b.json": ("qwen3", "4B", {}),
     "qwen3-30b-a3b": ("qwen3", "30B-A3B", {}),
+    "qwen3-1.7b.json": ("qwen3", "1.7B", {}),
+    "qwen3-14b.json": ("qwen3", "14B", {}),
+    "qwen3-235b-a22b.json": ("qwen3", "235B-A22B", {}),
+    "deepseek-236b.json": ("deepseek_v3", "236B", {"attn_type": "sdpa", "attn_mask_type": "causal"}),
     "deepseek-16b.json": ("deepseek_v3", "16B", {"attn_type": "sdpa", "attn_mask_type": "causal"}),
 }
 
 
 def job_of(plan: dict[str, Any]) -> JobConfig:
     """torchtitan's configuration of a plan; what is not said here stays as its defaults have it."""
-    model, flavour, other = _FLAVOURS[plan["architecture"]]
+    model, flavour, other = _FLAVOURS[Path(plan["architecture"]).name]
     flavours = train_spec.get_train_spec(model).model_args
     layers = plan.get("layers", flavours[flavour].n_layers)
     flavours["plan"] = replace(flavours[flavour], n_layers=layers, **other)
