@@ -1,4 +1,4 @@
-"""Training under torchtitan 0.2.2 on one GPU, predicted before any of it ran, against what was measured.
+"""Training under torchtitan 0.2.2 on one GPU or two, predicted before any of it ran, against what was measured.
 
     python bench/torchtitan.py [--json] [--plans]
     python bench/torchtitan.py --predict        write the predicted.json of each set that has none
@@ -14,6 +14,7 @@ readings, which bench/measured keeps. Means over plans of |predicted / measured 
     before_...                       the same of what was predicted before the runs
     unseen_...                       the same of other models and shapes, chosen when the predictions had been mended by
                                      the first set
+    two_gpus_...                     the same of seven plans for two GPUs, chosen then
 
 Of the first set, constants were traced in three runs (`studies.public.torchtitan`), and two are sharded over a mesh of
 one GPU, whose copies no plan has.
@@ -32,7 +33,8 @@ from moemodel.model.core.files import write_atomic
 
 _BENCH = Path(__file__).parent
 _PREDICTED = "predicted.json"
-_SETS = {"": "torchtitan", "unseen_": "torchtitan-unseen"}  # prefix of its figures -> folder of plans, and of readings
+# prefix of its figures -> folder of plans, and of readings
+_SETS = {"": "torchtitan", "unseen_": "torchtitan-unseen", "two_gpus_": "torchtitan-two-gpus"}
 
 # figure of a prediction -> of a reading
 _FIGURES = {
@@ -60,6 +62,8 @@ def forecast(plan: Path) -> dict[str, Any]:
 def compared(name: str) -> dict[str, dict[str, Any]]:
     """Of each plan of a set that ran what was measured, was predicted before, and is now."""
     plans, measured = _BENCH / "plans" / name, _BENCH / "measured" / name
+    if not measured.exists():
+        return {}
     before = json.loads((plans / _PREDICTED).read_text())
     return {
         file.stem: {

@@ -1,15 +1,17 @@
-"""One plan trained by torchtitan 0.2.2 on the GPU at hand: time, energy, clock and memory of a step, as a JSON object.
+"""One plan trained by torchtitan 0.2.2 on the GPUs at hand: time, energy, clock and memory of a step, as a JSON object.
 
-    torchrun --nproc-per-node 1 bench/studies/torchtitan_job.py PLAN.yaml RESULT.json
+    torchrun --nproc-per-node GPUS bench/studies/torchtitan_job.py PLAN.yaml RESULT.json
 
 Needs torchtitan and what it needs, and nothing of this project. Run where `tests/assets` of its repository lie; text is
 its own `c4_test`, or where that is missing the sources of Python's library. One GPU trains under autocast, as it does
-there; a plan of ZeRO 3 is sharded over a mesh of one (`fully_shard`), where gathers and scatters are copies.
+there; a plan of ZeRO 3 is sharded over a mesh of one (`fully_shard`), where gathers and scatters are copies. Of
+several GPUs energy is the sum, memory the largest, all else the first's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import sysconfig
@@ -58,6 +60,12 @@ def job_of(plan: dict[str, Any]) -> JobConfig:
     job.training.seq_len = plan["sequence_length"]
     job.training.local_batch_size = plan.get("micro_batch", 1)
     job.training.global_batch_size = plan["global_batch"]
+    parallel = plan.get("parallel", {})
+    sharded = parallel.get("zero_stage") == 3
+    job.parallelism.data_parallel_shard_degree = parallel.get("dp", 1) if sharded else 1
+    job.parallelism.data_parallel_replicate_degree = 1 if sharded else parallel.get("dp", 1)
+    job.parallelism.context_parallel_degree = parallel.get("cp", 1)
+    job.parallelism.expert_parallel_degree = parallel.get("ep", 1)
     job.metrics.log_freq = 10
     job.compile.enable = plan.get("compile", False)
     recompute = plan.get("recompute", "none")
@@ -102,33 +110,41 @@ class Readings(threading.Thread):
             self.rows.append((clock, power, pynvml.nvmlDeviceGetTemperature(self.gpu, pynvml.NVML_TEMPERATURE_GPU)))
 
 
+def of_all(value: float, operation: Any) -> float:
+    """A number of all ranks."""
+    held = torch.tensor(value, dtype=torch.float64, device="cuda")
+    torch.distributed.all_reduce(held, op=operation)
+    return float(held)
+
+
 def measured(job: JobConfig) -> dict[str, float]:
     """Steps of a job, after warm-up, queued one behind another as torchtitan does."""
     pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ["LOCAL_RANK"]))
     trainer = Trainer(job)
     trainer.metrics_processor.device_memory_monitor.reset_peak_stats = lambda: None  # its log forgets peaks
     batches = trainer.batch_generator(trainer.dataloader)
 
-    def steps(seconds: float) -> int:
-        count, begin = 0, time.perf_counter()
-        while count < _LEAST_STEPS or time.perf_counter() - begin < seconds:
+    def steps(count: int) -> float:
+        """Seconds that they take."""
+        begin = time.perf_counter()
+        for index in range(count):
             trainer.step += 1
             trainer.gc_handler.run(trainer.step)
             trainer.train_step(batches)
-            count += 1
-            if count % 10 == 0:
+            if index % 10 == 9:
                 torch.cuda.synchronize()  # as its log does; a host far ahead would count what is only queued
         torch.cuda.synchronize()
-        return count
+        return time.perf_counter() - begin
 
-    steps(0.0)  # compiles
-    steps(_WARM_UP_S)
+    steps(_LEAST_STEPS)  # compiles
+    step_s = of_all(steps(_LEAST_STEPS), torch.distributed.ReduceOp.MAX) / _LEAST_STEPS
+    steps(math.ceil(_WARM_UP_S / step_s))
+    count = max(_LEAST_STEPS, math.ceil(_MEASURED_S / step_s))
     readings = Readings(gpu)
     readings.start()
-    energy_mJ, begin = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu), time.perf_counter()
-    count = steps(_MEASURED_S)
-    elapsed_s = time.perf_counter() - begin
+    energy_mJ = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+    elapsed_s = steps(count)
     energy_J = (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - energy_mJ) / 1e3
     readings.done.set()
     readings.join()
@@ -136,12 +152,12 @@ def measured(job: JobConfig) -> dict[str, float]:
     return {
         "steps": count,
         "step_time_s": elapsed_s / count,
-        "energy_J": energy_J / count,
+        "energy_J": of_all(energy_J, torch.distributed.ReduceOp.SUM) / count,
         "clock_MHz": fmean(clocks),
         "power_W": fmean(powers),
         "temperature_C": fmean(temperatures),
-        "allocated_B": torch.cuda.max_memory_allocated(),
-        "reserved_B": torch.cuda.max_memory_reserved(),
+        "allocated_B": int(of_all(torch.cuda.max_memory_allocated(), torch.distributed.ReduceOp.MAX)),
+        "reserved_B": int(of_all(torch.cuda.max_memory_reserved(), torch.distributed.ReduceOp.MAX)),
         "parameters": sum(part.numel() for model in trainer.model_parts for part in model.parameters()),
     }
 
@@ -151,7 +167,9 @@ if __name__ == "__main__":
     os.environ.setdefault("LOCAL_RANK", "0")
     write_text()
     plan = yaml.safe_load(Path(plan_file).read_text())
-    if plan.get("parallel", {}).get("zero_stage") == 3:
+    if plan.get("parallel", {}).get("zero_stage") == 3 and os.environ["WORLD_SIZE"] == "1":
         shard_one_rank()
-    Path(result_file).write_text(json.dumps(measured(job_of(plan)), indent=1) + "\n")
+    found = measured(job_of(plan))
+    if os.environ["RANK"] == "0":
+        Path(result_file).write_text(json.dumps(found, indent=1) + "\n")
     torch.distributed.destroy_process_group()
