@@ -27,6 +27,7 @@ from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
+_CAST_B = 6.0  # of an element read in 32 bits and written in 16
 _REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
 # Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
 _GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
@@ -264,33 +265,60 @@ class Workload:
         return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.FORWARD, first)]
 
     def copies(
-        self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts, reduced: FloatArray | None = None
+        self,
+        layers: FloatArray,
+        ends: FloatArray,
+        counts: ExchangeCounts,
+        reduced: FloatArray | None = None,
+        *,
+        owned: FloatArray,
+        lone: FloatArray,
     ) -> list[Call]:
         """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
 
         DDP scales the gradients in its buckets as often as it reduces them. FSDP2 gathers into one buffer and copies
-        the parameters out of it, and copies gradients into one that it scatters. Others copy them into one buffer,
-        scale it, and copy them back (`flattened`).
+        the parameters out of it, and copies gradients into one that it scatters; float32 shards it casts on their way
+        there. Others copy them into one buffer, scale it, and copy them back (`flattened`).
 
         Args:
             layers, ends: parameters of a stage's layers, and of embedding and head, that are gathered.
             reduced: of all these, those that have gradients; None: all.
             counts: how often they are exchanged in a step.
+            owned: parameters that this GPU updates; `lone` those that no other holds, and that FSDP copies (`_lone`).
         """
         plans, scattered = self.plans, self.framework.scattered_B / _COPY_B
         shared = (plans.dp * plans.cp > 1) / plans.micro_batches
         if self.framework.forward_only:
             return []
-        if self.framework.data_parallel == "distributed-optimizer" or not shared.any():
+        if self.framework.data_parallel == "distributed-optimizer":
             return []
-        inner, whole = Shape(m=layers), Shape(m=layers + ends)
-        gradients = whole if reduced is None else Shape(m=reduced)
+        calls = self._lone(lone, counts) if lone.any() else []
+        if not shared.any():
+            return calls
+        cast = (owned - lone) * (_CAST_B / _COPY_B) * (self.framework.float32_shards * (plans.zero_stage >= 1))
+        inner, whole = Shape(m=layers + cast), Shape(m=layers + ends + cast)
+        gradients = Shape(m=layers + ends) if reduced is None else Shape(m=reduced)
         if self.framework.data_parallel == "flattened":
             return [_call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, _FLATTENED * shared * counts.reductions)]
         return [
+            *calls,
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, shared * counts.gathers_forward),
             _call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, shared * counts.reductions * scattered),
             _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, shared * counts.gathers_backward),
+        ]
+
+    def _lone(self, parameters: FloatArray, counts: ExchangeCounts) -> list[Call]:
+        """What FSDP2 does with parameters that it shards over this rank alone: casts (6) and copies them (4) where it
+        would gather them, casts their gradients, copies them in float32 (8) and divides them (8) where it would scatter
+        them (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, foreach_reduce; as traced on an H200)."""
+        each = 1.0 / self.plans.micro_batches
+        gathered, scattered = (
+            Shape(m=parameters * (moved_B / _COPY_B)) for moved_B in (_CAST_B + 4.0, self.framework.scattered_B + 16.0)
+        )
+        return [
+            _call(Kind.COPY, Pass.FORWARD, gathered, Phase.FORWARD, each * counts.gathers_forward),
+            _call(Kind.COPY, Pass.FORWARD, scattered, Phase.BACKWARD, each * counts.reductions),
+            _call(Kind.COPY, Pass.FORWARD, gathered, Phase.BACKWARD, each * counts.gathers_backward),
         ]
 
     def optimizer(self, owned: FloatArray) -> list[Call]:

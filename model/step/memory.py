@@ -284,6 +284,15 @@ class MemoryModel:
         """GPUs that hold the same experts."""
         return np.asarray(np.maximum(self.mesh.max_ep / self.plans.ep, 1))
 
+    def lone(self, units: FsdpUnits) -> FloatArray:
+        """Parameters that no other rank holds, and that FSDP shards all the same (`Framework.wraps_lone`). [P]"""
+        plans, none = self.plans, np.zeros(len(self.plans))
+        if not self.framework.wraps_lone:
+            return none
+        experts = np.where(self.expert_copies == 1, units.expert, none)
+        others = np.where(plans.dp * plans.cp == 1, units.dense + units.ends, none)
+        return np.where(plans.zero_stage >= 3, experts + others, none)
+
     def owned(self, shard: Shard) -> FloatArray:
         """Parameters that one GPU updates in the optimizer step."""
         return np.where(self.plans.zero_stage >= 1, self._sharded(shard), shard.total)
@@ -306,7 +315,8 @@ class MemoryModel:
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
-        alone = self._expert_shards == 1  # experts that no other rank has are not sharded
+        # experts that no other rank has are not sharded
+        alone = (self._expert_shards == 1) & (not self.framework.wraps_lone)
         layers = [np.zeros(len(self.plans))]
         for _, (p, adapters) in held_layers(stage, list(zip(self._layer_parameters, self._adapters, strict=True))):
             layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))

@@ -273,8 +273,15 @@ class BlockCosts:
             priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
             priced(lambda work, rows: work.weights(held.weights[rows]), held.weights, plans.micro_batches),
             priced(
-                lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows), reduced[rows]),
-                *(held.inner, ends, reduced, plans.micro_batches, *vars(counts).values()),
+                lambda work, rows: work.copies(
+                    held.inner[rows],
+                    ends[rows],
+                    counts.take(rows),
+                    reduced[rows],
+                    owned=held.owned[rows],
+                    lone=held.lone[rows],
+                ),
+                *(held.inner, ends, reduced, held.owned, held.lone, plans.micro_batches, *vars(counts).values()),
             ),
         ]
 
@@ -484,7 +491,8 @@ class _Held:
     Attributes:
         units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
         orthogonalized: matrices of each shape that it makes orthogonal, [P, S].
-        inner: of layers, those that other ranks hold, too; `weights` all of them.
+        inner: of layers, those that other ranks hold, too; `weights` all of them; `lone` those that none does, and
+            that FSDP shards all the same.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
@@ -494,6 +502,7 @@ class _Held:
     orthogonalized: FloatArray
     counts: ExchangeCounts
     inner: FloatArray
+    lone: FloatArray
     weights: FloatArray
     owned: FloatArray
     accumulated: FloatArray
@@ -652,6 +661,7 @@ class _StageParts:
             reduced=memory.reduced_units(stage),
             orthogonalized=orthogonalized(memory, stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
+            lone=memory.lone(units),
             weights=units.dense + units.expert,
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),

@@ -146,7 +146,9 @@ class _PipelineVolumes:
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
         calls = self._workload.accumulate(self._memory.accumulated(shard)) + self._workload.optimizer(owned)
         calls += newton_schulz(self._memory, orthogonalized(self._memory, stage))
-        return calls + self._workload.copies(inner, units.ends, self._exchanges(stage), self._reduced(stage))
+        owned, lone = self._memory.owned(self._memory.trained(stage)), self._memory.lone(units)
+        exchanges, reduced = self._exchanges(stage), self._reduced(stage)
+        return calls + self._workload.copies(inner, units.ends, exchanges, reduced, owned=owned, lone=lone)
 
     def _reduced(self, stage: Stage) -> FloatArray | None:
         """Parameters that have gradients, where not all do."""
