@@ -282,7 +282,8 @@ class Framework:
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
         float32_shards: parameters are the float32 ones that states count; 16-bit ones are only gathered, or copies that
             last as long as the passes of a micro-batch.
-        wraps_lone: FSDP shards what no other rank holds, too, over that one: what it would gather and scatter it copies.
+        wraps_lone: FSDP shards what no other rank holds, too, over that one: what it would gather and scatter it
+            copies.
         flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.

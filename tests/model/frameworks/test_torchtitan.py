@@ -24,7 +24,10 @@ from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import Outcome, outcome
+from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Attention, Communication
 from tests.networks import NODE
 
@@ -185,30 +188,36 @@ def test_one_gpu_holds_what_was_measured(keys: dict[str, Any], reserved_GB: floa
     assert reserved_B / 1e9 == pytest.approx(reserved_GB, rel=0.06)
 
 
-def _step_on_one_gpu(name: str) -> float:
-    """What is predicted of a run in bench/measured/torchtitan, over what it took."""
+def _over_measured(runs: str, name: str) -> float:
+    """What is predicted of a step of a run in bench/measured, over what it took."""
     root = Path(__file__).parents[3] / "bench"
-    measured = json.loads((root / "measured" / "torchtitan" / f"{name}.json").read_text())
-    found = predict(root / "plans" / "torchtitan" / f"{name}.yaml")
+    measured = json.loads((root / "measured" / runs / f"{name}.json").read_text())
+    found = predict(root / "plans" / runs / f"{name}.yaml")
     return found.step_time_s.value / float(measured["step_time_s"])
 
 
 # Kernels of experts were traced in qwen3-30b-a3b-5l-4k, those of autocast in qwen3-4b-12l-2k: these are others
 @pytest.mark.parametrize(
-    "name",
+    ("runs", "name"),
     [
-        "deepseek-16b-5l-4k-full",
-        "llama-3-70b-3l-8k-compile-op",
-        "llama-3-8b-6l-4k-accumulate-every-2",
-        "llama-3-8b-8l-8k",
-        "llama-3-8b-8l-8k-compile-op",
-        "llama-3-8b-8l-8k-mb2-compile-full",
-        "qwen3-30b-a3b-5l-4k-compile-op",
-        "qwen3-4b-4k-compile-op",
+        ("torchtitan", "deepseek-16b-5l-4k-full"),
+        ("torchtitan", "llama-3-8b-6l-4k-accumulate-every-2"),
+        ("torchtitan", "llama-3-8b-8l-8k"),
+        ("torchtitan", "llama-3-8b-8l-8k-compile-op"),
+        ("torchtitan", "llama-3-8b-8l-8k-mb2-compile-full"),
+        ("torchtitan", "qwen3-4b-4k-compile-op"),
+        ("torchtitan-unseen", "deepseek-16b-6l-2k"),
+        ("torchtitan-unseen", "deepseek-236b-2l-4k-compile"),
+        ("torchtitan-unseen", "qwen3-14b-6l-4k"),
+        ("torchtitan-unseen", "qwen3-235b-a22b-2l-4k"),
+        ("torchtitan-unseen", "qwen3-30b-a3b-6l-2k-compile-full"),
+        ("torchtitan-two-gpus", "deepseek-16b-12l-4k-dp2-ep2-compile-full"),
+        ("torchtitan-two-gpus", "llama-3-8b-16l-8k-dp2-compile-op"),
+        ("torchtitan-two-gpus", "llama-3-8b-8l-8k-dp2-replicated"),
     ],
 )
-def test_steps_on_one_gpu_take_as_long_as_measured(name: str) -> None:
-    assert _step_on_one_gpu(name) == pytest.approx(1, rel=0.06)
+def test_steps_take_as_long_as_measured(runs: str, name: str) -> None:
+    assert _over_measured(runs, name) == pytest.approx(1, rel=0.06)
 
 
 def _moved(calls: list[Call], kinds: tuple[Kind, ...] = (Kind.COPY,)) -> dict[Phase, float]:
@@ -252,3 +261,29 @@ def test_what_pads_an_expert_is_summed_row_after_row(experts: int, ep: int, batc
     )
     waited_s = sum(float(np.max(call.count * call.added_s)) for call in calls)
     assert waited_s == pytest.approx(experts / ep * 8 * 0.79e-6)
+
+
+def test_experts_that_no_other_rank_holds_are_sharded_over_one(batch: Batch) -> None:
+    """Of 128 experts of Qwen3-30B-A3B in 48 layers eight a rank, 768 wide: cast and copied for either pass (10 bytes of
+    a parameter each), gradients cast (12), copied and divided in float32 (8 each); on half as many ranks none alone."""
+    qwen = read_architecture("qwen3-30b-a3b")
+    moved = []
+    for dp in (16, 32):
+        plans = batch(dp=dp, ep=16, zero_stage=3)
+        memory = MemoryModel(
+            qwen,
+            plans,
+            framework=framework_of("torchtitan-0.2"),
+            precision="bf16-mixed",
+            calibration=load_calibration(None, BOARD),
+        )
+        (stage,) = stages(qwen, 1, 1)
+        moved.append(float(memory.lone(memory.units(stage))[0]))
+    assert moved == [48 * 8 * 3 * 2048 * 768, 0.0]
+    work = Workload(qwen, plans, framework=framework_of("torchtitan-0.2"), precision="bf16-mixed")
+    once = ExchangeCounts(gathers_forward=np.ones(1), gathers_backward=np.ones(1), reductions=np.ones(1))
+    lone, none = np.array([1e9]), np.zeros(1)
+    calls = _moved(work.copies(none, none, once, owned=lone, lone=lone))
+    micro_batches = float(plans.micro_batches[0])
+    assert calls[Phase.FORWARD] * micro_batches == pytest.approx(10e9)
+    assert calls[Phase.BACKWARD] * micro_batches == pytest.approx((10 + 12 + 8 + 8) * 1e9, rel=0.01)
