@@ -323,6 +323,8 @@ class Framework:
             added to the sums that stay.
         gather_buffers: buffers that stay, each of all hidden states of a micro-batch, for what tensor-parallel ranks
             gather.
+        sums_norm_gradients: under sequence parallelism tensor-parallel ranks sum the gradients of norms once a step, each
+            tensor by itself, in one call.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -456,6 +458,7 @@ class Framework:
     gather_copies_B: tuple[float, float] = (0.0, 0.0)
     unsummed_gradients_B: float = 0.0
     gather_buffers: int = 0
+    sums_norm_gradients: bool = False
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0

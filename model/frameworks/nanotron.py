@@ -43,6 +43,8 @@ NANOTRON = Framework(
     # all_gather of a list makes a buffer of its own)
     gather_copies_B=(4.0, 2.0),
     unsummed_gradients_B=2.0,  # 16-bit ones, of a whole backward pass (optim/gradient_accumulator.py, backward)
+    # trainer.py, mark_unsharded_params_as_tied_across_tp; parallel/tied_parameters.py, sync_tied_weights_gradients
+    sums_norm_gradients=True,
     gather_buffers=2,  # tensor_parallel/functional.py, MemoryBuffer: "allgather", "allgather2"
     gathered_tensor_s=7e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
     pipeline="described",

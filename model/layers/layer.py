@@ -54,8 +54,11 @@ class LayerBlocks:
 
     def parameter_tensors(self) -> int:
         """How many tensors hold them."""
-        norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
-        return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+        return sum(block.parameter_tensors() for block in self.blocks) + self.norm_tensors()
+
+    def norm_tensors(self) -> int:
+        """How many of these are of the norms around its blocks."""
+        return 0 if self.layer.norm is None else self._norms * (self.layer.norm_scale + self.layer.norm_bias)
 
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
