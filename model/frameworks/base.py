@@ -323,8 +323,8 @@ class Framework:
             added to the sums that stay.
         gather_buffers: buffers that stay, each of all hidden states of a micro-batch, for what tensor-parallel ranks
             gather.
-        sums_norm_gradients: under sequence parallelism tensor-parallel ranks sum the gradients of norms once a step, each
-            tensor by itself, in one call.
+        sums_norm_gradients: under sequence parallelism tensor-parallel ranks sum the gradients of norms once a step,
+            each tensor by itself, in one call.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever

@@ -15,15 +15,17 @@ channels src/graph/search.cc, 2026); W_nic is what published nccl-tests reached 
 four NICs of 200 Gb/s run rings by it, as their nccl-tests show (86 to 91 GB/s of 100: NVIDIA/nccl-tests issues 100,
 152, 175); nodes of eight of 100 Gb/s run trees, beyond what a ring over the NICs can reach (NVIDIA/nccl issue 812).
 
-Small sums of float32 over several nodes of GPUs whose switches sum run by a tree of these switches where NCCL takes that
-for the fastest (NVLSTree). Its figure of that tree's latency, 19 us for each node there and back, leaves out the one
-that a network's plugin states, which it adds to all others (src/graph/tuning.cc, 2.18); 75 us of EFA
-(aws/aws-ofi-nccl, src/platform-aws.c). Maxima, means and 8-bit numbers, as of barriers, never do (src/include/
-collectives.h, `NCCL_NVLS_SUPPORTS`), nor groups of two GPUs a node (src/transport/nvls.cc). It takes milliseconds, as
-much as 300 of one number over many GPUs where a ring takes 8 (NVIDIA/nccl, issue 1362); nobody says why. What a sum
-waits, alone on all channels and as one of a group that share them, is `_SMALL_SUM_s`: fitted to nanotron's steps on AWS
-p5 under tensor parallelism over 2 and 4 nodes (Hugging Face, Ultra-Scale Playbook, 2024), of 1.3 and 8.9 B parameters,
-which in every micro-batch sum two numbers of each token, and once a step the gradients of all norms.
+Small sums of float32 over several nodes of GPUs whose switches sum run by a tree of these switches where NCCL takes
+that for the fastest (NVLSTree). Its figure of that tree's latency, 19 us for each node there and back, leaves out the
+one that a network's plugin states, which it adds to steps of all others (src/graph/tuning.cc, 2.18): 75 us of EFA
+(aws/aws-ofi-nccl, src/platform-aws.c). Maxima of float32, means and 8-bit numbers, as of barriers, never do
+(src/include/collectives.h, `NCCL_NVLS_SUPPORTS`), nor groups of two GPUs a node (src/transport/nvls.cc). It may take
+as much as 300 ms of one number over many GPUs where a ring takes 8 (NVIDIA/nccl, issue 1362, without a reason). What a
+sum waits, alone on all channels and as one of a group that share them, is `_SMALL_SUM_s`: fitted to nanotron's steps
+on AWS p5 under tensor parallelism over 2 and 4 nodes (Hugging Face, Ultra-Scale Playbook, 2024; 85 runs of models of
+1.3 and 8.9 B parameters), which in every micro-batch sum two numbers of each token, and once a step the gradients of
+all norms. That NVLSTree is what takes this long there was not measured, but follows from what else those steps wait
+for: nothing inside a node, and over nodes no mean, maximum or barrier.
 
 Left out: other sums in switches (NVLS in a node, SHARP), which calibrations were measured without; that trees of 4 KiB
 to 64 MiB reach half to nine tenths of this; contention between groups.

@@ -35,8 +35,8 @@ def check_s(group: Group) -> FloatArray:
     """Of one collective in each group, [P]."""
     ranks, route = group
     local = np.minimum(route.local_G, ranks)
-    meets = ANY_s * (ranks > 1)
-    return np.asarray(meets + IN_A_NODE_s * np.maximum(local - 1.0, 0.0) + BETWEEN_NODES_s * (ranks - local))
+    always_s = ANY_s * (ranks > 1)
+    return np.asarray(always_s + IN_A_NODE_s * np.maximum(local - 1.0, 0.0) + BETWEEN_NODES_s * (ranks - local))
 
 
 def checks_s(calls: CollectiveLaunches, groups: Groups) -> FloatArray:
