@@ -268,9 +268,10 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
-        frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
-            hold, the whole output of the last product of each block, as much as whole inputs; one that waits for others
-            (`checks_collectives`) can, but for micro-batches in flight between the first and the last of them.
+        frees_late: a host that runs ahead of the device cannot use again what collectives still hold, the output of the
+            last product of each block, whole and scattered; one that waits for others (`checks_collectives`) and is
+            behind the device can, but for micro-batches in flight between the first and the last of them.
+        late_layers: of so many layers at most, in a forward and in a backward pass, since it runs no further ahead.
         short_of_memory: the allocator has given back what it kept for nobody: copies of a step while passes run.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
@@ -426,6 +427,7 @@ class Framework:
 
     keeps_norm_shards: bool = False
     frees_late: bool = False
+    late_layers: tuple[float, float] = (math.inf, math.inf)
     short_of_memory: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0

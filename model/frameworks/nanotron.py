@@ -51,9 +51,14 @@ NANOTRON = Framework(
     # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
     message_s=1e-4,
     # inputs are gathered again, into buffers that stay; but the whole outputs of a layer's two products that are
-    # scattered are not free before the collective is done (tensor_parallel/functional.py, row_linear)
-    keeps_norm_shards=False,
+    # scattered, and what of them each rank gets, are not free before the host has seen the end of the collective
+    # (tensor_parallel/functional.py, row_linear; torch 2.1, ProcessGroupNCCL.cpp, which records its stream of both)
+    keeps_norm_shards=True,
     frees_late=True,
+    # a device's queue holds 1,024 launches: some 50 are a layer's forward pass, 35 kernels and events around four
+    # collectives, some 70 its backward pass, 45 and around six; of that many layers fitted to what runs reserved whose
+    # device was the later (8 to 64 sequences in tensor parallelism), in a second micro-batch beside the first one's
+    late_layers=(17.0, 10.0),
     may_keep_norm_shards=True,
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)

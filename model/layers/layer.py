@@ -115,9 +115,10 @@ class LayerBlocks:
         yield Kept(size_B=is_read * read_B * read * self.hidden, parts=("layernorm",))
 
     def freed_late_B(self, batch: MicroBatch) -> FloatArray:
-        """Bytes of whole outputs that are scattered over tensor-parallel ranks, beyond the shards that stay. [P]"""
-        scattered = batch.tokens - batch.sequence_parallel_tokens
-        return np.asarray(len(self.blocks) * batch.element_size_B * scattered * self.hidden)
+        """Bytes of outputs that are scattered over tensor-parallel ranks, whole, and of what each gets of them. [P]"""
+        scattered = batch.sequence_parallel_tokens < batch.tokens
+        both = batch.tokens + batch.sequence_parallel_tokens
+        return np.asarray(len(self.blocks) * batch.element_size_B * scattered * both * self.hidden)
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
