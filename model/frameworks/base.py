@@ -268,9 +268,10 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
-        frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
-            hold, the whole output of the last product of each block, as much as whole inputs; one that waits for others
-            (`checks_collectives`) can, but for micro-batches in flight between the first and the last of them.
+        frees_late: a host that runs ahead of the device cannot use again what collectives still hold, the output of the
+            last product of each block, whole and scattered; one that waits for others (`checks_collectives`) and is
+            behind the device can, but for micro-batches in flight between the first and the last of them.
+        late_layers: of so many layers at most, in a forward and in a backward pass, since it runs no further ahead.
         short_of_memory: the allocator has given back what it kept for nobody: copies of a step while passes run.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
@@ -325,6 +326,8 @@ class Framework:
             added to the sums that stay.
         gather_buffers: buffers that stay, each of all hidden states of a micro-batch, for what tensor-parallel ranks
             gather.
+        sums_norm_gradients: under sequence parallelism tensor-parallel ranks sum the gradients of norms once a step,
+            each tensor by itself, in one call.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -427,6 +430,7 @@ class Framework:
 
     keeps_norm_shards: bool = False
     frees_late: bool = False
+    late_layers: tuple[float, float] = (math.inf, math.inf)
     short_of_memory: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
@@ -460,6 +464,7 @@ class Framework:
     gather_copies_B: tuple[float, float] = (0.0, 0.0)
     unsummed_gradients_B: float = 0.0
     gather_buffers: int = 0
+    sums_norm_gradients: bool = False
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0

@@ -43,15 +43,22 @@ NANOTRON = Framework(
     # all_gather of a list makes a buffer of its own)
     gather_copies_B=(4.0, 2.0),
     unsummed_gradients_B=2.0,  # 16-bit ones, of a whole backward pass (optim/gradient_accumulator.py, backward)
+    # trainer.py, mark_unsharded_params_as_tied_across_tp; parallel/tied_parameters.py, sync_tied_weights_gradients
+    sums_norm_gradients=True,
     gather_buffers=2,  # tensor_parallel/functional.py, MemoryBuffer: "allgather", "allgather2"
     gathered_tensor_s=7e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
     pipeline="described",
     # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
     message_s=1e-4,
     # inputs are gathered again, into buffers that stay; but the whole outputs of a layer's two products that are
-    # scattered are not free before the collective is done (tensor_parallel/functional.py, row_linear)
-    keeps_norm_shards=False,
+    # scattered, and what of them each rank gets, are not free before the host has seen the end of the collective
+    # (tensor_parallel/functional.py, row_linear; torch 2.1, ProcessGroupNCCL.cpp, which records its stream of both)
+    keeps_norm_shards=True,
     frees_late=True,
+    # a device's queue holds 1,024 launches: some 50 are a layer's forward pass, 35 kernels and events around four
+    # collectives, some 70 its backward pass, 45 and around six; of that many layers fitted to what runs reserved whose
+    # device was the later (8 to 64 sequences in tensor parallelism), in a second micro-batch beside the first one's
+    late_layers=(17.0, 10.0),
     may_keep_norm_shards=True,
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)

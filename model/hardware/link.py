@@ -52,6 +52,12 @@ class Link(Strict):
         return self.network == "efa"
 
     @property
+    def hides_trees_of_switches(self) -> bool:
+        """Whether NCCL takes trees of switches that sum for faster than they are: EFA's plugin states a latency that is
+        added to all else (`network.across_nodes`)."""
+        return self.network == "efa"
+
+    @property
     def trees_reach(self) -> float:
         """Of what trees over more than two nodes do by NCCL's own figures."""
         return _TREES_OF_EFA if self.network == "efa" else 1.0

@@ -255,6 +255,7 @@ class LayerComm:
         forward_launches, backward_launches: how many of these.
         skew: of an all-to-all: rows of the busiest rank over the mean. [P]
         once: whose rows go to a node once; `size_B` is then of one copy of each, of one rank.
+        small_sums: float32 sums of few bytes, each a collective of its own, that `size_B` is of.
     """
 
     axis: Literal["tp", "cp", "ep"]
@@ -269,6 +270,7 @@ class LayerComm:
     skew: FloatArray | None = None
     once: Moe | None = None
     group: Literal["etp", "experts", "cp_a2a", "cp_ring"] | None = None
+    small_sums: int = 0
 
 
 class Block(ABC):

@@ -188,8 +188,10 @@ class HeadBlock:
         yield from gathered_again(batch, size_B)
         if self.architecture.classes:  # whole on every rank
             return
-        for numbers in (1, 2):
+        # a maximum; and two sums, which all but torch's own trainer here send one by one (Megatron-LM and nanotron,
+        # tensor_parallel: vocab_parallel_cross_entropy, sharded_cross_entropy)
+        for numbers, sums in ((1, 0), (2, 1 if batch.framework.torch_launch else 2)):
             loss = tensor_parallel(batch, "all_reduce", numbers * _LOGIT_B * batch.tokens, forward=1.0, backward=0.0)
-            yield replace(loss, overlap="never")
+            yield replace(loss, overlap="never", small_sums=sums)
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=0.0, backward=shares)
         yield tensor_parallel(batch, "all_reduce", size_B, forward=0.0, backward=whole)

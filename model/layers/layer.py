@@ -54,8 +54,11 @@ class LayerBlocks:
 
     def parameter_tensors(self) -> int:
         """How many tensors hold them."""
-        norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
-        return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+        return sum(block.parameter_tensors() for block in self.blocks) + self.norm_tensors()
+
+    def norm_tensors(self) -> int:
+        """How many of these are of the norms around its blocks."""
+        return 0 if self.layer.norm is None else self._norms * (self.layer.norm_scale + self.layer.norm_bias)
 
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
@@ -112,9 +115,10 @@ class LayerBlocks:
         yield Kept(size_B=is_read * read_B * read * self.hidden, parts=("layernorm",))
 
     def freed_late_B(self, batch: MicroBatch) -> FloatArray:
-        """Bytes of whole outputs that are scattered over tensor-parallel ranks, beyond the shards that stay. [P]"""
-        scattered = batch.tokens - batch.sequence_parallel_tokens
-        return np.asarray(len(self.blocks) * batch.element_size_B * scattered * self.hidden)
+        """Bytes of outputs that are scattered over tensor-parallel ranks, whole, and of what each gets of them. [P]"""
+        scattered = batch.sequence_parallel_tokens < batch.tokens
+        both = batch.tokens + batch.sequence_parallel_tokens
+        return np.asarray(len(self.blocks) * batch.element_size_B * scattered * both * self.hidden)
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""

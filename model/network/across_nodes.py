@@ -1,6 +1,6 @@
 """Collectives over several nodes, as NCCL runs them: by the ring or the tree, and the protocol, that take least time.
 
-    ring    a0 + k (M - I) max(a, o) + k I b + turns (n-1)/n S / W        M = turns (n-1) steps, I = turns (N-1) of them
+    ring    a0 + k (M - I) max(a, o) + k I b + turns (n-1)/n S / W        M = turns (n-1) steps, I = turns N of them
     tree    a0 + 2 ((g-1) a + log2(N) b) + 2 S / W                        between nodes; all-reduces alone
     all_to_all   a0 + max((g-1)/n S / W_node, (n-g)/n S / W_nic) + (g-1) hop + (n-g) l
     send_recv    a0 + S / W_nic + l
@@ -15,14 +15,26 @@ channels src/graph/search.cc, 2026); W_nic is what published nccl-tests reached 
 four NICs of 200 Gb/s run rings by it, as their nccl-tests show (86 to 91 GB/s of 100: NVIDIA/nccl-tests issues 100,
 152, 175); nodes of eight of 100 Gb/s run trees, beyond what a ring over the NICs can reach (NVIDIA/nccl issue 812).
 
-Left out: sums in switches (NVLS, SHARP), which calibrations were measured without; that trees of 4 KiB to 64 MiB reach
-half to nine tenths of this; contention between groups.
+Small sums of float32 over several nodes of GPUs whose switches sum run by a tree of these switches where NCCL takes
+that for the fastest (NVLSTree). Its figure of that tree's latency, 19 us for each node there and back, leaves out the
+one that a network's plugin states, which it adds to steps of all others (src/graph/tuning.cc, 2.18): 75 us of EFA
+(aws/aws-ofi-nccl, src/platform-aws.c). Maxima of float32, means and 8-bit numbers, as of barriers, never do
+(src/include/collectives.h, `NCCL_NVLS_SUPPORTS`), nor groups of two GPUs a node (src/transport/nvls.cc). It may take
+as much as 300 ms of one number over many GPUs where a ring takes 8 (NVIDIA/nccl, issue 1362, without a reason). What a
+sum waits, alone on all channels and as one of a group that share them, is `_SMALL_SUM_s`: fitted to nanotron's steps
+on AWS p5 under tensor parallelism over 2 and 4 nodes (Hugging Face, Ultra-Scale Playbook, 2024; 85 runs of models of
+1.3 and 8.9 B parameters), which in every micro-batch sum two numbers of each token, and once a step the gradients of
+all norms. That NVLSTree is what takes this long there was not measured, but follows from what else those steps wait
+for: nothing inside a node, and over nodes no mean, maximum or barrier.
+
+Left out: other sums in switches (NVLS in a node, SHARP), which calibrations were measured without; that trees of 4 KiB
+to 64 MiB reach half to nine tenths of this; contention between groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -60,6 +72,10 @@ _PROTOCOLS = (_SIMPLE, _LL128, _LL)
 _NIC_OVERHEAD_s = 1e-6
 _PLATEAU = 1.4  # of a ring's latency in large all-reduces, from Ampere on
 _LL_Bps = (39.0e9, 20.4e9)  # both algorithms, over two nodes and over more
+# s by number of nodes, alone and in a group; beyond four, where nobody measured, as over four
+_SUM_NODES = (2.0, 4.0)
+_SMALL_SUM_s = {False: (3.5e-3, 28e-3), True: (2.0e-3, 9.0e-3)}
+_LEAST_TO_SUM = 3  # GPUs of a group in a node
 REFERENCE_LATENCY_s = 5e-6  # of the InfiniBand whose steps these are (`presets/networks.json`)
 
 
@@ -71,6 +87,7 @@ class Generation:
         ring_LL128_Bps: of rings in LL128.
         tree_Bps, tree_LL128_Bps: of trees, over two nodes and over more.
         nic_Bps: of the NIC that it was sold with (DGX data sheets: ConnectX-5, 6, 7).
+        switches_sum: what joins the GPUs of a node can sum what they send (NVLink SHARP, from the third NVSwitch on).
         splits_fast_nics: two channels a NIC even where a node has more than four.
     """
 
@@ -79,6 +96,7 @@ class Generation:
     tree_LL128_Bps: tuple[float, float]
     nic_Bps: float
     splits_fast_nics: bool
+    switches_sum: bool = False
 
 
 _VOLTA = Generation(
@@ -88,11 +106,22 @@ _AMPERE = Generation(
     ring_LL128_Bps=20e9, tree_Bps=(23.6e9, 17.8e9), tree_LL128_Bps=(20e9, 20e9), nic_Bps=25e9, splits_fast_nics=True
 )
 _HOPPER = Generation(
-    ring_LL128_Bps=36.7e9, tree_Bps=(41.4e9, 36e9), tree_LL128_Bps=(36.7e9, 29e9), nic_Bps=50e9, splits_fast_nics=False
+    ring_LL128_Bps=36.7e9,
+    tree_Bps=(41.4e9, 36e9),
+    tree_LL128_Bps=(36.7e9, 29e9),
+    nic_Bps=50e9,
+    splits_fast_nics=False,
+    switches_sum=True,
 )
 _BLACKWELL = Generation(
-    ring_LL128_Bps=40e9, tree_Bps=(42.8e9, 24e9), tree_LL128_Bps=(31.67e9, 20e9), nic_Bps=50e9, splits_fast_nics=False
+    ring_LL128_Bps=40e9,
+    tree_Bps=(42.8e9, 24e9),
+    tree_LL128_Bps=(31.67e9, 20e9),
+    nic_Bps=50e9,
+    splits_fast_nics=False,
+    switches_sum=True,
 )
+_OTHERS = replace(_HOPPER, switches_sum=False)
 _GENERATIONS = {"volta": _VOLTA, "ampere": _AMPERE, "hopper": _HOPPER, "blackwell": _BLACKWELL}
 _DOUBLED_FROM_Bps = 25e9  # of a channel inside a node; NCCL takes a NIC of 200 Gb/s for 24 GB/s
 _DOUBLED_BEYOND_FOUR_FROM_Bps = 50e9
@@ -112,7 +141,7 @@ _MESSAGE_CHANNEL_Bps = 14e9
 
 def generation_of(architecture: str) -> Generation:
     """Of a GPU's generation; of others (AMD's, whose library is NCCL's child) the nearest in bandwidth, Hopper's."""
-    return next((found for name, found in _GENERATIONS.items() if architecture.startswith(name)), _HOPPER)
+    return next((found for name, found in _GENERATIONS.items() if architecture.startswith(name)), _OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +156,7 @@ class Fabric:
         message_slows: computation, by this share while a message between nodes runs beside it; None: not known.
         simple_alone: NCCL runs no other protocol over it.
         trees_reach: of what trees over more than two nodes do by NCCL's own figures.
+        sums_by_switches: small sums of float32 run by the tree of switches that sum.
     """
 
     share: float
@@ -136,6 +166,7 @@ class Fabric:
     message_slows: float | None = None
     simple_alone: bool = False
     trees_reach: float = 1.0
+    sums_by_switches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +196,7 @@ class AcrossNodes:
         channels: that a group has (`channels`).
         generation: of the GPUs.
         latency_scale: of the network's latency, over that whose steps are known.
-        simple_alone, trees_reach: as of `Fabric`.
+        simple_alone, trees_reach, sums_by_switches: as of `Fabric`.
     """
 
     n: FloatArray
@@ -176,6 +207,14 @@ class AcrossNodes:
     latency_scale: float
     simple_alone: bool = False
     trees_reach: float = 1.0
+    sums_by_switches: bool = False
+
+    def small_sum_s(self, *, grouped: bool) -> FloatArray:
+        """What a small sum of float32 waits in the tree of switches that sum; 0 in groups that have none. [G]"""
+        logs_s = np.log(_SMALL_SUM_s[grouped])
+        waits_s = np.exp(np.interp(np.log(np.maximum(self._nodes, 1.0)), np.log(_SUM_NODES), logs_s))
+        summed = self.sums_by_switches & (self._nodes > 1) & (self.local >= _LEAST_TO_SUM)
+        return np.where(summed, waits_s, 0.0)
 
     def choices(self, turns: float) -> tuple[Choice, ...]:
         """Rings, and trees of all-reduces; `turns` 2 of an all-reduce, 1 of its halves."""
@@ -198,7 +237,7 @@ class AcrossNodes:
         return np.asarray(self.n / self.local)
 
     def _rings(self, turns: float) -> Iterator[Choice]:
-        steps, across = turns * (self.n - 1), turns * (self._nodes - 1)
+        steps, across = turns * (self.n - 1), turns * np.minimum(self._nodes, self.n - 1)
         sent = turns * (self.n - 1) / self.n
         for protocol in self._protocols:
             overhead_s, nic_s = (

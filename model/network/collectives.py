@@ -163,7 +163,15 @@ class Network:
             latency_scale=self.nic_latency_s / REFERENCE_LATENCY_s,
             simple_alone=self.fabric.simple_alone,
             trees_reach=self.fabric.trees_reach,
+            sums_by_switches=self.fabric.sums_by_switches,
         )
+
+    def small_sum_s(self, ranks: IntArray, route: Route, *, grouped: bool = False) -> FloatArray:
+        """What a small sum of float32 waits in each group beyond `time_s`, alone or as one of many sent together
+        (`across_nodes`)."""
+        if route.across is None:
+            return np.zeros(len(ranks))
+        return np.where(route.local_G < ranks, route.across.small_sum_s(grouped=grouped), 0.0)
 
     def time_s(
         self,
@@ -287,6 +295,7 @@ def _fabric(gpu: Gpu, gpus_per_node: int, internode: Link, nics_per_node: int | 
         else None,
         simple_alone=internode.simple_alone,
         trees_reach=internode.trees_reach,
+        sums_by_switches=internode.hides_trees_of_switches and generation.switches_sum,
     )
 
 

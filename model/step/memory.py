@@ -50,6 +50,7 @@ from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.pipeline_layout import Stage, Stages, distinct_layers, held_layers, uneven_chunks
+from moemodel.model.step.collective_checks import hosts_bind
 from moemodel.model.step.data_parallel import FsdpUnits, reduces_when_all_passes_are_done
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
@@ -101,6 +102,7 @@ class MemoryModel:
         self.architecture = architecture
         self.plans = plans
         self.framework = framework
+        self.calibration = calibration
         self.batch = MicroBatch.of(plans, framework, precision)
         self.recipe = self.batch.recipe
         self.mesh = ParallelMesh.of(plans, shards_experts=framework.shards_experts)
@@ -553,16 +555,33 @@ class MemoryModel:
         return {"parameters": (copies_B, copies_B, none, none)}
 
     def _freed_late_B(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:
-        """What micro-batches in flight leave to collectives of which the host has not seen the end, where hosts wait
-        for one another: all but the first, behind which the device has nothing to wait for, and the last, behind which
-        the host waits for gradients (so nanotron's first stages of 2 to 32 reserve, `docs/frameworks.md`). [P]"""
+        """What micro-batches in flight leave to collectives of which the host has not seen the end. [P]
+
+        All do, where the host runs ahead of the device; and so does the backward pass of a micro-batch while the next
+        one's forward pass is queued, which in a pipeline waits for messages. Where it is the later of both, since hosts
+        wait for one another, all but the first, behind which the device has nothing to wait for, and the last, behind
+        which the host waits for gradients (so nanotron's first stages of 2 to 32 reserve, `docs/frameworks.md`).
+        """
         none = np.zeros(len(self.plans))
-        if not (self.framework.frees_late and self.framework.checks_collectives):
+        if not self.framework.frees_late:
             return none
         batch, _, place = self._shapes
         held = [(count, layer_blocks(kind, self.architecture.hidden)) for count, kind in held_layers(stage, self.kinds)]
+        layers = sum((count * np.ones(len(self.plans)) for count, _ in held), none)
         each_B = sum((count * blocks.freed_late_B(batch)[place] for count, blocks in held), none)
-        return np.asarray(np.maximum(flight - 2.0, 0.0) * each_B)
+        ahead = self._runs_ahead(stage)
+        forward, backward = (most / np.maximum(layers, 1.0) for most in self.framework.late_layers)
+        passes = np.minimum(np.where(ahead, flight, np.maximum(flight - 2.0, 0.0)), forward)
+        another = ahead & (self.plans.pp == 1) & (self.plans.micro_batches > 1)
+        return np.asarray((passes + another * np.minimum(1.0, backward)) * each_B)
+
+    def _runs_ahead(self, stage: Stage | Stages) -> BoolArray:
+        """Whether the host queues layers before the device is done with those before them, [P]."""
+        if not self.framework.checks_collectives:
+            return np.ones(len(self.plans), dtype=np.bool_)
+        batch, _, place = self._shapes
+        held = [layer_blocks(kind, self.architecture.hidden) for _, kind in held_layers(stage, self.kinds)]
+        return ~hosts_bind(held, batch, self.calibration)[place]
 
     def _step_copies_B(self, shard: Shard) -> FloatArray:
         """What a step copies: of its largest group of parameters, and of what it gathers under ZeRO. [P]"""

@@ -306,7 +306,8 @@ class Communication:
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
         if comm.once is not None:
             return self._dispatch_time(comm.once, size_B, group)
-        return self.groups.time_s(Collective(comm.collective), size_B, group), 0.0
+        time_s = self.groups.time_s(Collective(comm.collective), size_B, group)
+        return time_s + comm.small_sums * self.network.small_sum_s(*group), 0.0
 
     def _dispatch_time(self, moe: Moe, size_B: FloatArray, group: Group) -> DispatchTime:
         """Of rows that go to a node once; all ranks that share an expert get them."""
@@ -391,6 +392,12 @@ class Communication:
         ranks, route = self.groups["world"]
         hops = 2 * np.ceil(np.log2(ranks))
         return np.where(ranks > 1, self.network.start_s + hops * route.latency_s_G, 0.0)
+
+    def small_sums_s(self, tensors: FloatArray, size_B: float) -> FloatArray:
+        """Of so many small tensors of float32, `size_B` each, that tensor-parallel ranks sum in one call, [P]."""
+        group = self.groups["tp"]
+        time_s = self.groups.time_s(Collective.ALL_REDUCE, tensors * size_B, group)
+        return np.asarray(time_s + tensors * self.network.small_sum_s(*group, grouped=True))
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 

@@ -625,6 +625,7 @@ class _StageParts:
             exchange=exchange.with_exposed(
                 self._tied(stage)
                 + self._comm.norm_s()
+                + self._norm_gradients_s(stage)
                 + self._put_in_place_s(stage)
                 + self._gathered_s(held.orthogonalized)
             ),
@@ -809,6 +810,16 @@ class _StageParts:
         if frozen or not shared or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
+
+    def _norm_gradients_s(self, stage: Stage | Stages) -> FloatArray:
+        """Gradients of norms, of which under sequence parallelism each tensor-parallel rank has a part, summed, [P]."""
+        shares = (self.plans.tp > 1) & self.plans.sequence_parallel.astype(bool)
+        if not (self._blocks.machine.framework.sums_norm_gradients and shares.any()):
+            return np.zeros(len(self.plans))
+        last = self._blocks.architecture.final_norm and stage.head
+        norms = sum(n * layer.norm_tensors() for n, layer in self._layers(stage)) + last
+        size_B = self._blocks.machine.gradient_B * self._blocks.architecture.hidden
+        return np.asarray(self._comm.small_sums_s(np.asarray(norms * shares, dtype=np.float64), size_B))
 
     def _host_step_s(self, stage: Stage | Stages) -> FloatArray | float:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""

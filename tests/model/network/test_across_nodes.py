@@ -119,11 +119,15 @@ def test_links_of_a_node_may_be_the_narrower() -> None:
     assert took_s(slow, AG, 16, 1e15, stride=8) == pytest.approx(15 / 16 * 1e15 / (25e9 * 0.8), rel=1e-4)
 
 
-def test_small_rings_wait_for_their_steps_by_kind() -> None:
-    """LL: 0.6 us a step in a node, but the NIC's microsecond at least; 2.7 us between nodes."""
-    assert took_s(NO_NVLINK, AG, 32, 0.0) == pytest.approx(28 * 1e-6 + 3 * 2.7e-6)
+@pytest.mark.parametrize(("ranks", "local"), [(32, 8), (16, 8), (16, 4), (16, 1)])
+def test_small_rings_wait_for_their_steps_by_kind(ranks: int, local: int) -> None:
+    """LL: 0.6 us a step in a node, but the NIC's microsecond at least; 2.7 us between nodes. A block starts at each
+    rank and takes all links but the last, one after another; the slowest is waited for."""
+    links_s = [2.7e-6 if rank % local == local - 1 else 1e-6 for rank in range(ranks)]
+    slowest_s = max(sum(links_s[(first + step) % ranks] for step in range(ranks - 1)) for first in range(ranks))
+    assert took_s(NO_NVLINK, AG, ranks, 0.0, stride=8 // local) == pytest.approx(slowest_s)
     slower = replace(NO_NVLINK, nic_latency_s=10e-6)
-    assert took_s(slower, AG, 32, 0.0) == pytest.approx(2 * took_s(NO_NVLINK, AG, 32, 0.0))
+    assert took_s(slower, AG, ranks, 0.0, stride=8 // local) == pytest.approx(2 * slowest_s)
 
 
 def test_small_all_reduces_climb_trees() -> None:
@@ -232,3 +236,35 @@ def test_no_protocol_but_the_simple_one_over_efa() -> None:
     )
     assert took_s(alone, AG, 64, 8.0) > 3 * took_s(all_of_them, AG, 64, 8.0)
     assert took_s(alone, AG, 64, 2.0**33) == pytest.approx(took_s(all_of_them, AG, 64, 2.0**33), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "link", "ranks", "stride", "waits"),
+    [
+        (H100, "efa-p5", 16, 1, True),
+        (H100, "efa-p5", 8, 1, False),  # switches of a node sum as fast as they are taken to
+        (H100, "efa-p5", 16, 4, False),  # two GPUs a node have no sums in switches
+        (H100, "efa-p5", 16, 8, False),
+        (H100, "infiniband-ndr", 16, 1, False),  # states no latency of its own
+        (A100, "efa-p5", 16, 1, False),  # switches that cannot sum
+    ],
+)
+def test_small_sums_wait_where_nccl_takes_switches_for_faster_than_they_are(
+    gpu: str, link: str, ranks: int, stride: int, waits: bool
+) -> None:
+    net, n = network(gpu, link, 8), np.array([ranks])
+    route = net.route(n, np.array([stride]))
+    found_s = [float(net.small_sum_s(n, route, grouped=grouped).item()) for grouped in (False, True)]
+    assert found_s[0] >= found_s[1]  # alone it takes all channels
+    assert (min(found_s) > 1e-3) is waits
+    assert (max(found_s) > 0) is waits
+
+
+def test_small_sums_wait_longer_over_more_nodes_up_to_what_was_measured() -> None:
+    """Less than the 300 ms of NVIDIA/nccl issue 1362, over many GPUs."""
+    net, n = network(H100, "efa-p5", 8), np.array([16, 24, 32, 64, 512])
+    for grouped in (False, True):
+        waits_s = net.small_sum_s(n, net.route(n, np.ones_like(n)), grouped=grouped)
+        assert (np.diff(waits_s[:3]) > 0).all()
+        assert (waits_s[2:] == waits_s[2]).all()
+        assert waits_s[-1] < 0.3

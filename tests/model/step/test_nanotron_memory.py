@@ -110,6 +110,27 @@ def test_long_pipelines_free_late_though_hosts_wait(
     assert float(reserved_B[0]) / GiB == pytest.approx(reserved_GiB, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("checks", "zero", "micro_batch", "degrees", "reserved_GiB"),
+    [
+        (True, 1, 8, {"dp": 8, "tp": 2, "pp": 2}, 46.34),
+        (True, 1, 8, {"dp": 2, "tp": 2, "pp": 4}, 45.88),
+        (True, 1, 16, {"dp": 2, "tp": 4, "pp": 8}, 53.42),
+        (True, 1, 32, {"dp": 2, "tp": 8, "pp": 2}, 58.31),
+        (True, 1, 16, {"dp": 4, "tp": 8, "pp": 4}, 23.34),  # the hosts are the later
+        (False, 0, 16, {"dp": 16, "tp": 8}, 34.16),
+        (False, 0, 16, {"dp": 2, "tp": 8}, 40.23),  # eight micro-batches a step
+    ],
+)
+def test_what_collectives_hold_where_the_device_is_the_later(
+    checks: bool, zero: int, micro_batch: int, degrees: dict[str, int], reserved_GiB: float, llama_plan: MakePlan
+) -> None:
+    """Whatever the pipeline, since it has as many layers in flight; checks or not."""
+    found = first_stage(llama_plan(micro_batch=micro_batch, checks=checks, zero=zero, **degrees))
+    reserved_B = found.peak_B - found.terms_B["context"]
+    assert float(reserved_B[0]) / GiB == pytest.approx(reserved_GiB, rel=0.15)
+
+
 def test_what_is_only_cached_is_given_back(llama_plan: MakePlan) -> None:
     """Copies of a step, 4 bytes of each parameter and 2 of a rank's, and with them their share of fragments."""
     plan = llama_plan(dp=8, zero=1)
