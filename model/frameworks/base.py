@@ -218,6 +218,7 @@ class Framework:
         captured_parts: graphs hold these parts of layers alone; None: all, or nothing.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
+        softmax_longest: sequences up to this many tokens have the `fused` one.
         plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
@@ -387,6 +388,7 @@ class Framework:
     captured: bool = False
     captured_parts: CapturedParts | None = None
     softmax: Literal["fused", "plain"] = "fused"
+    softmax_longest: int = 2048
     plain_softmax_time: float = 1.0
     dropout: bool = False
     fused_dropout: bool = False

@@ -47,6 +47,11 @@ CLAMPED_ROWS = (
     StreamedKernels(over="inner_rows", forward=3, backward=9, forward_B=8 + 8, backward_B=14 + 8 + 8, kept_B=4),
 )
 
+# Sequences up to which one kernel scales, masks and normalises scores (is_kernel_available): Transformer Engine's since
+# 1.4 (pytorch/attention/dot_product_attention/softmax.py, before in pytorch/softmax.py), Megatron Core's and that of
+# Megatron-LM in 2021 (core/fusions/fused_softmax.py, megatron/model/fused_softmax.py)
+ENGINE_SOFTMAX, _CORE_SOFTMAX, _SOFTMAX_2021 = 16383, 4096, 2048
+
 _MiB = 2.0**20
 
 # Transformer Engine's (pytorch/cpp_extensions/gemm.py, get_cublas_workspace_size_bytes: 32 MiB from compute capability
@@ -115,6 +120,7 @@ MEGATRON_LM = Framework(
     eager_loss=True,  # tensor_parallel/cross_entropy.py
     host_factors=TRANSFORMER_ENGINE_HOST,
     plain_host=True,
+    softmax_longest=ENGINE_SOFTMAX,
     pass_calls=PASS_CALLS,
     ring_calls=RING_CALLS,
     latent_calls=LATENT_CALLS,
@@ -152,6 +158,7 @@ MEGATRON_LM_LOCAL = replace(
     MEGATRON_LM,
     name="megatron-local",
     flash_attention=False,
+    softmax_longest=_CORE_SOFTMAX,
     attention="unfused",
     workspace_B={gpu: 2 * torch_B for gpu, torch_B in _TORCH_B.items()},
     deterministic_workspace_B={"others": 2 * DETERMINISTIC_B},
@@ -173,6 +180,7 @@ MEGATRON_LM_2021 = Framework(
     fused_qkv=True,
     fused_gate_up=True,
     flash_attention=False,
+    softmax_longest=_SOFTMAX_2021,
     dropout=True,
     keeps_norm_shards=True,
     fills_gradients=True,  # zero_grad_buffer, and main_grad.add_ in every backward pass (megatron/model/distributed.py)

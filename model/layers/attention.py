@@ -30,7 +30,8 @@ _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
 _DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
 _MERGED = 5.0  # 16 bits read, and float32 sums read and written
-# The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
+# The same softmax where the fused kernel cannot run (`Framework.softmax_longest` among others): to float32, scale, mask,
+# softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 # torch's own: a mask that every head shares is filled in, in place; softmax. Kernels that look up such a mask take 1.6
 # times as long as a copy, those of softmax over rows of 2048 float32 1.33 times (an H200 with torch 2.11, 2026-11-28)
@@ -41,7 +42,6 @@ _SOFTMAX_PLAIN = (_FILL, _SOFTMAX_ROWS)
 # multiplies gradient and output first (aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out)
 _SOFTMAX_PLAIN_BACKWARD = ((1.0, 2.0, 2.0, 2.0, 2.0, _FILL, 2.0), (3.0, 3.0))
 _SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
-_SOFTMAX_LONGEST = 2048  # and sequences up to this
 # What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
 # bf16. Norms of all queries and of all keys: squares; two scalings, to 16 bits. Backward: float32 gradients, scaled;
 # their products with the input, summed; two scaled terms, their difference, to 16 bits; the weights' products, summed
@@ -365,7 +365,7 @@ def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterato
             backward = tuple(longer * kernel for kernel in kernels)
             yield elementwise(scores, longer * there, backward, attention_core=True)
         return
-    fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
+    fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= batch.framework.softmax_longest)).astype(np.float64)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)
     for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
         yield elementwise(scores, there, (back,), attention_core=True, mask=1 - fused)

@@ -241,6 +241,7 @@ _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam", "muon", "dist_muon"),
     "muon-tp-mode": ("duplicated", "blockwise"),
     "recompute-num-layers": ("1",),
+    "spec": ("local",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
@@ -543,17 +544,24 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
     }
 
 
+_LOCAL = "local"
 _FP8_RECIPES = {name: name for name in ("tensorwise", "delayed", "blockwise")}  # of fp8_recipe (core/enums.py)
 
 
 def _backend(said: _Said, precision: str) -> str:
     """Of the frameworks known here the nearest: products of 8 bits and overlap of tensor parallelism are of
     `megatron-core`."""
-    if said.word("transformer-impl", "transformer_engine") == "local":
+    if _is_local(said):
         return "megatron-local"
     if precision not in ("bf16-mixed", "fp32") or said.flag("tp-comm-overlap"):
         return "megatron-core"
     return "megatron-overlap" if said.flag("overlap-grad-reduce") else "megatron"
+
+
+def _is_local(said: _Said) -> bool:
+    """Whether layers are Megatron's own; of BERT `spec` says so (examples/bert/pretrain_bert.py)."""
+    of_bert = said.model == "bert" and _words(said.word("spec", "")) == [_LOCAL]
+    return of_bert or said.word("transformer-impl", "transformer_engine") == _LOCAL
 
 
 def _loss(said: _Said) -> str:
@@ -611,7 +619,7 @@ def _attention(said: _Said, gpu: str) -> str | None:
     on other GPUs than Hopper nobody measured: there the framework's stands for it.
     """
     backend = said.word("attention-backend", "auto")
-    if backend in ("unfused", "local") or said.word("transformer-impl", "transformer_engine") == "local":
+    if backend in ("unfused", _LOCAL) or _is_local(said):
         return "unfused"
     if backend == "fused":
         return "cudnn" if is_known_gpu(gpu) and read_gpu(gpu).architecture == "hopper" else None

@@ -239,3 +239,11 @@ def test_layer_patterns_are_read_and_not_run() -> None:
     for text in ("__import__('os')", "[2]*3", "[0]*10**9", "([0]*9999)*9999", "", "[0]+1"):
         with pytest.raises(ValueError, match="moe_layer_freq"):
             layer_pattern(text)
+
+
+def test_layers_of_bert_are_megatrons_own_where_its_specification_is_local() -> None:
+    own, engine = run({"--spec": "local"}, model="bert"), run(model="bert")
+    assert (own.plan["backend"], own.plan["attention"]) == ("megatron-local", "unfused")
+    assert (engine.plan["backend"], engine.plan["attention"]) == ("megatron", None)
+    assert not own.left_out
+    assert run({"--spec": "local"}).plan["backend"] == "megatron"
