@@ -316,6 +316,7 @@ class Framework:
         bucket_parameters: in messages of so many parameters where a plan says so; None: as `step.data_parallel` says.
         checks_gradients: the host waits for the norm of every message's gradients beforehand, and looks at it, where a
             plan says so.
+        checks_weights: the host hashes all weights of the GPU after every step, where a plan says so.
         bucket_copies_B: bytes a parameter of gradients that stay in DDP's buckets, without ZeRO, where several ranks
             have the same parameters.
         gather_copies_B: bytes a parameter of flat copies that a step makes to gather what it updated under ZeRO, of all
@@ -454,6 +455,7 @@ class Framework:
     gradient_bucket_B: float | None = None
     bucket_parameters: int | None = None
     checks_gradients: bool = False
+    checks_weights: bool = False
     bucket_copies_B: float = 0.0
     gather_copies_B: tuple[float, float] = (0.0, 0.0)
     unsummed_gradients_B: float = 0.0

@@ -30,8 +30,8 @@ _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
 _DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
 _MERGED = 5.0  # 16 bits read, and float32 sums read and written
-# The same softmax where the fused kernel cannot run (`Framework.softmax_longest` among others): to float32, scale, mask,
-# softmax, back to 16 bits; and backward
+# The same softmax where the fused kernel cannot run, as on sequences above `Framework.softmax_longest`: to float32,
+# scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 # torch's own: a mask that every head shares is filled in, in place; softmax. Kernels that look up such a mask take 1.6
 # times as long as a copy, those of softmax over rows of 2048 float32 1.33 times (an H200 with torch 2.11, 2026-11-28)

@@ -74,7 +74,7 @@ HARMLESS: dict[str, str] = {
     r"master.addr|master.port|rdzv.*|disable-gloo-process-groups|enable-gloo-process-groups|"
     r"high-priority-stream-groups|use-tp-pp-dp-mapping",
     "when garbage is collected, and what is checked": r"manual-gc.*|no-check-for-nan-in-loss-and-grad|"
-    r"check-for-(nan|large|spiky).*|check-weight-hash-across-dp-replicas-interval|rerun-mode|error-injection-.*|"
+    r"check-for-(nan|large|spiky).*|rerun-mode|error-injection-.*|"
     r"test-mode|enable-experimental|use-mcore-models|is-hybrid-model|ft-.*|enable-ft-package|no-persist-layer-norm|"
     r"empty-unused-memory-level|inference-max-seq-length|inference-max-requests|max-tokens-to-oom|use-legacy-models|"
     r"inference-batch-times-seqlen-threshold",
@@ -114,6 +114,7 @@ LEFT_OUT: dict[str, str] = {
     "attention-output-gate": "attention has no gate",
     "recompute-num-layers": "every layer is computed again from its own input",
     "spec": "kernels are Transformer Engine's",
+    "check-weight-hash-across-dp-replicas-interval": "steps between are predicted, which hash nothing",
 }
 
 REFUSED: dict[str, str] = {
@@ -242,6 +243,7 @@ _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "muon-tp-mode": ("duplicated", "blockwise"),
     "recompute-num-layers": ("1",),
     "spec": ("local",),
+    "check-weight-hash-across-dp-replicas-interval": ("1",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
@@ -531,6 +533,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "bucket_parameters": said.count("ddp-bucket-size", 0) or None,
+        "weight_checks": said.count("check-weight-hash-across-dp-replicas-interval", 0) == 1 or None,
         "cross_entropy": _loss(said),
         "fp8_recipe": _FP8_RECIPES.get(said.word("fp8-recipe", "delayed")) if precision == "fp8" else None,
         "activation_input_dtype": "fp8" if said.flag("activation-func-fp8-input-store") else None,

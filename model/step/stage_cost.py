@@ -52,6 +52,10 @@ _PLAIN = "dense_layer"  # of measured layers
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
+# Host time a parameter, of an H100's host: copied to it, made float32, and through SHA-1 (Megatron Core, core/utils.py,
+# check_param_hashes_across_dp_replicas). By a functional test of Megatron-LM with 52 million parameters on a GPU, which
+# hashes them in every step (gpt3_moe_mcore_te_ep8_resume_torch_dist_muon on H100, second run)
+HASHED_S = 3.9e-9
 
 
 @dataclass(kw_only=True)
@@ -74,8 +78,8 @@ class StageCost:
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
         host_behind_s, before_share: where graphs hold what comes before the host waits in each layer, what it queues
             behind that in a forward pass, and the share of the device's forward pass that comes before, [P, 1]; else 0.
-        host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients, and the GPU
-            waits, [P, 1].
+        host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients or weights, and
+            the GPU waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
@@ -623,7 +627,7 @@ class _StageParts:
             counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
-            host_update_s=self._host_update_s(held.owned),
+            host_update_s=self._host_update_s(held.owned) + self._hashed_s(held),
         )
 
     def _checks_s(self, exchange: Exchange) -> FloatArray:
@@ -776,6 +780,13 @@ class _StageParts:
         framework = self._blocks.machine.framework
         parameter_B = self._batch.element_size_B
         return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
+
+    def _hashed_s(self, held: _Held) -> FloatArray:
+        """Time in which the host hashes all weights that a GPU has, [P]."""
+        machine = self._blocks.machine
+        if not machine.framework.checks_weights:
+            return np.zeros(len(self.plans))
+        return np.asarray(HASHED_S * HOSTS.get(machine.gpu.name, 1.0) * (held.weights + held.units.ends))
 
     def _gathered_s(self, counts: FloatArray) -> FloatArray:
         """Matrices that tensor-parallel ranks gather to make them orthogonal, once a step, [P]."""
