@@ -252,6 +252,9 @@ class Framework:
             and gates are one kernel each, and of what blocks queue beside its kernels.
         pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
         ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
+        tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step.
+        shard_calls: to gather or scatter the parameters or gradients of a layer in a pass where ZeRO shards parameters,
+            where `torch_launch` does not say.
         deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
         latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         paired_calls: of a layer with experts whose rows travel behind another micro-batch's passes, since it falls into
@@ -414,6 +417,8 @@ class Framework:
     plain_host: bool = False
     pass_calls: float = 0.0
     ring_calls: tuple[float, float] = (0.0, 0.0)
+    tensor_calls: tuple[float, float] = (0.0, 0.0)
+    shard_calls: float = 0.0
     latent_calls: tuple[float, float] = (0.0, 0.0)
     paired_calls: tuple[float, float] = (0.0, 0.0)
     repeated_calls: tuple[float, float] = (0.0, 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.base import AdaptedLinear
+from moemodel.model.frameworks.base import AdaptedLinear, Framework
 from moemodel.model.layers.base import (
     Block,
     CollectiveName,
@@ -88,6 +88,9 @@ class AttentionBlock(Block):
     def parameter_tensors(self) -> int:
         a = self.spec
         return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none") + a.sinks
+
+    def joined_tensors(self, framework: Framework) -> int:
+        return 2 * (1 + self.spec.bias_qkv) * framework.fused_qkv
 
     def first_target(self) -> AdaptedLinear:
         return "qkv"

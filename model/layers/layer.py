@@ -13,6 +13,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Layer
 from moemodel.model.core.arrays import FloatArray, largest
+from moemodel.model.frameworks.base import Framework
 from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
 from moemodel.model.layers.base import (
     Block,
@@ -56,6 +57,10 @@ class LayerBlocks:
         """How many tensors hold them."""
         norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
         return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+
+    def tensors_of(self, framework: Framework) -> int:
+        """How many hold them in a framework."""
+        return self.parameter_tensors() - sum(block.joined_tensors(framework) for block in self.blocks)
 
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
@@ -172,6 +177,8 @@ class LayerBlocks:
         if batch.framework.lora is not None:
             of_adapters = adapter_launches(self.operators(batch), batch)
             forward, backward = (*forward, of_adapters[0]), (*backward, of_adapters[1])
+        if hooks := batch.framework.tensor_calls[0] * self.tensors_of(batch.framework):
+            backward = (*backward, np.full(batch.plans, hooks))
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 
     def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:

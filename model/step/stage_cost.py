@@ -374,6 +374,7 @@ class StageCosts:
             ),
             host_exchange_s=queue.step_s(
                 units=once.exchange.units,
+                layers=once.layers,
                 buckets=once.exchange.buckets,
                 tensors=once.tensors,
                 counts=once.counts,
@@ -463,7 +464,8 @@ class _Once:
     Attributes:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
-        added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage, and its
+            `layers`.
         checks_s: host time of checks of what is exchanged, and of what matrices are made orthogonal by, [P, 1].
         host_update_s: as in `StageCost`, of parameters, [P].
     """
@@ -473,6 +475,7 @@ class _Once:
     counts: ExchangeCounts
     added_tensors: FloatArray
     tensors: int | FloatArray
+    layers: FloatArray
     checks_s: FloatArray
     host_update_s: FloatArray
 
@@ -627,6 +630,7 @@ class _StageParts:
             counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
+            layers=np.asarray(sum(stage.layers), dtype=np.float64) * np.ones(len(self.plans)),
             host_update_s=self._host_update_s(held.owned) + self._hashed_s(held),
         )
 
@@ -665,7 +669,12 @@ class _StageParts:
     def queue(self, call: HostCost) -> ParallelHost:
         """What the host queues for the parallel parts."""
         framework = self._blocks.machine.framework
-        return ParallelHost(self._blocks.host, call, measured=framework.torch_launch and not framework.captured)
+        return ParallelHost(
+            self._blocks.host,
+            call,
+            measured=framework.torch_launch and not framework.captured,
+            shard_calls=framework.shard_calls,
+        )
 
     def forward_only(self, stage: Stage | Stages) -> StageCost:
         """Cost of a stage where nothing is trained: forward passes, each begun on an idle device."""
@@ -817,7 +826,7 @@ class _StageParts:
         if framework.fused_optimizer:
             return 0.0
         if framework.step_kernels is None:
-            return framework.host_factors.step * (
+            return self._looped_s(stage) + framework.host_factors.step * (
                 host.fixed_step_s()
                 + sum(
                     _column(n) * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
@@ -828,6 +837,16 @@ class _StageParts:
         kernels = framework.step_kernels * (self._tensors(stage) + more)
         step_s = np.asarray(host.fixed_step_s() + (kernels * self._measured_kernel_s(stage))[:, None])
         return framework.host_factors.step * step_s
+
+    def _looped_s(self, stage: Stage | Stages) -> FloatArray | float:
+        """Host time of what goes over the layers' tensors once a step beside the update; in each plan, [P, 1], or the
+        same in all."""
+        framework, (factors, slower) = self._blocks.machine.framework, self._host_factors
+        calls = framework.tensor_calls[1]
+        if not calls:
+            return 0.0
+        tensors = sum(_column(n) * layer.tensors_of(framework) for n, layer in self._layers(stage))
+        return slower * factors.forward * calls * self._measured_kernel_s(stage) * tensors
 
     def _step_read(self) -> float:
         """Of the device's work for the optimizer what comes before the last result that the host reads, by bytes."""
