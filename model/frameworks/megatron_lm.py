@@ -92,13 +92,14 @@ SHARD_CALLS = 12.0
 # multi_latent_attention.py), in kernels of its modules
 LATENT_CALLS = (18.0, 28.0)
 # Router, dispatch and combination: some 25 kernels of torch forward (topk_routing_with_score_function, or Sinkhorn's
-# iterations; permute and unpermute of core/transformer/moe/moe_utils.py; gathers), as ten of Transformer Engine's; an
-# expert's rows are weighted by a kernel of their own. Fitted to the same tests; grouped products as three experts
+# iterations; permute and unpermute of core/transformer/moe/moe_utils.py; gathers), as eight of Transformer Engine's;
+# an expert's products, and its rows' weights, as two and four. Fitted to the same tests; grouped products as three
+# experts
 SEQUENTIAL_FORM = replace(
     PLAIN_FORM,
     launches=Launches(
-        forward=ByChoices(one=10, two=10, more=10),
-        backward=ByChoices(one=17, two=17, more=17),
+        forward=ByChoices(one=8, two=8, more=8),
+        backward=ByChoices(one=16, two=16, more=16),
         each_forward=2,
         each_backward=4,
         grouped=3,
@@ -118,7 +119,9 @@ MEGATRON_LM = Framework(
     fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
     turns_scaled=False,  # apply_rotary_pos_emb with an mscale (core/models/common/embeddings/rope_utils.py)
     # chunks of rows are split and put together in another order (moe/moe_utils.py, sort_chunks_by_idxs)
-    # `linear_offset` of clamped rows is a tensor that the host copies, and waits (fused_bias_geglu.py)
+    # how many rows each expert has the host reads, in alltoall's dispatch or before products (moe/token_dispatcher.py,
+    # _maybe_dtoh_and_synchronize; moe/experts.py, tokens_per_expert.tolist()); `linear_offset` of clamped rows is a
+    # tensor that it copies, and waits (fused_bias_geglu.py)
     moe=replace(
         SEQUENTIAL_FORM,
         sorts_several=True,
@@ -126,7 +129,7 @@ MEGATRON_LM = Framework(
         expert_kernel_s=EXPERT_KERNEL_S,
         biases=EXPERT_BIASES,
         clamps=CLAMPED_ROWS,
-        host_waits=HostWaits(clamped=1),
+        host_waits=HostWaits(forward=1, cut=1, clamped=1),
     ),
     eager_loss=True,  # tensor_parallel/cross_entropy.py
     host_factors=TRANSFORMER_ENGINE_HOST,

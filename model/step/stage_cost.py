@@ -76,8 +76,9 @@ class StageCost:
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
-        host_behind_s, before_share: where graphs hold what comes before the host waits in each layer, what it queues
-            behind that in a forward pass, and the share of the device's forward pass that comes before, [P, 1]; else 0.
+        host_behind_s, before_share: what the host queues in a forward pass behind its waits in each layer, for a router
+            that the device comes to no sooner than it has done what comes before, and the share of the device's forward
+            pass that comes before, [P, 1]; 0 where it does not wait, or was measured as it does.
         host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients or weights, and
             the GPU waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
@@ -170,8 +171,10 @@ class BlockCosts:
 
     def _behind_router_s(self, workload: Workload, count: int, place: IntArray) -> list[FloatArray]:
         """Of a forward pass of each kind of layer what comes behind its router, at the highest clock, [U] each; empty
-        where graphs hold all of a layer or none of it."""
-        if self.machine.framework.captured_parts is None:
+        where the host waits for no router, or was measured as it does, and graphs hold all of a layer or none of it."""
+        framework = self.machine.framework
+        waits = framework.moe.host_waits.forward > 0 and not framework.torch_launch and self.architecture.has_experts
+        if framework.captured_parts is None and not waits:
             return []
         nothing = PhaseCost.empty(count, self.clocks)
         priced = self.pricer.blocks([workload.behind_router(layer) for layer in self.kinds], count)

@@ -163,6 +163,17 @@ def test_experts_one_by_one_cost_as_many_as_there_are_and_grouped_ones_as_three(
     assert of(8, **{"--moe-grouped-gemm": True}) == pytest.approx(of(3))
 
 
+def test_the_host_waits_for_each_routers_choice(tmp_path: Path) -> None:
+    """And queues what comes behind it while the device has nothing to do: not in a dense model."""
+    experts = {"--num-experts": 8, "--moe-router-topk": 2, "--disable-bias-linear": True, "--moe-grouped-gemm": True}
+    dense, sparse = (cost(tmp_path, changes) for changes in ({"--disable-bias-linear": True}, experts))
+    assert not np.ravel(dense.host_behind_s)[0]
+    assert not np.ravel(dense.host_sync_s)[0]
+    assert 0 < np.ravel(sparse.host_behind_s)[0] < np.ravel(sparse.host.forward_s)[0]
+    assert 0 < np.ravel(sparse.before_share)[0] < 1
+    assert np.ravel(sparse.host_sync_s)[0] > 0
+
+
 def test_a_slower_host_takes_longer_for_everything(tmp_path: Path) -> None:
     """DGX A100 over DGX H100; its calibration takes its hosts from the H100's."""
     fast, slow = (host_s(tmp_path, {}, gpu=gpu) for gpu in ("h100-sxm-80gb", "a100-sxm-80gb"))
