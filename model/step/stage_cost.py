@@ -78,7 +78,7 @@ class StageCost:
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
         host_behind_s, before_share: what the host queues in a forward pass behind its waits in each layer, for a router
             that the device comes to no sooner than it has done what comes before, and the share of the device's forward
-            pass that comes before, [P, 1]; 0 where it does not wait, or was measured as it does.
+            pass that comes before, [P, 1]; 0 where it does not wait, or its time was found as it does.
         host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients or weights, and
             the GPU waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
@@ -171,9 +171,9 @@ class BlockCosts:
 
     def _behind_router_s(self, workload: Workload, count: int, place: IntArray) -> list[FloatArray]:
         """Of a forward pass of each kind of layer what comes behind its router, at the highest clock, [U] each; empty
-        where the host waits for no router, or was measured as it does, and graphs hold all of a layer or none of it."""
+        where the host waits for no router, or its time was found as it does, and graphs hold all of a layer or none."""
         framework = self.machine.framework
-        waits = framework.moe.host_waits.forward > 0 and not framework.torch_launch and self.architecture.has_experts
+        waits = framework.moe.host_waits.forward > 0 and framework.plain_host and self.architecture.has_experts
         if framework.captured_parts is None and not waits:
             return []
         nothing = PhaseCost.empty(count, self.clocks)
