@@ -25,8 +25,9 @@ Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
-# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
-AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product;
+# `unfused-fp32`: that softmax in float32, a kernel for each step.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused", "unfused-fp32"]
 
 # Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
 # one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and

@@ -271,11 +271,16 @@ class AttentionBlock(Block):
         yield Kept(size_B=self._scores_B(batch, heads), parts=("core_attn",))
 
     def _scores_B(self, batch: MicroBatch, heads: FloatArray) -> FloatArray:
-        """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
+        """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output, of which it
+        needs no input."""
         if batch.framework.flash_attention:
             return np.asarray(_F * batch.tokens * heads)
-        per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
-        return np.asarray(per_score * batch.tokens * heads * batch.seq)
+        dropout, element_B = batch.framework.dropout, batch.element_size_B
+        per_score = element_B + (_MASK + element_B if dropout else 0.0)
+        # where kernels normalise in float32 that stays, and beside it what the product reads, unless dropout wrote it
+        more_B = _F - (element_B if dropout else 0.0)
+        slow = 1 - _is_fused(batch, batch.sequences * heads / batch.cp)
+        return np.asarray((per_score + more_B * slow) * batch.tokens * heads * batch.seq)
 
     def buffer_B(self, batch: MicroBatch) -> FloatArray:
         """Scores, where the framework multiplies queries and keys into what stays."""
@@ -368,7 +373,14 @@ def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterato
             backward = tuple(longer * kernel for kernel in kernels)
             yield elementwise(scores, longer * there, backward, attention_core=True)
         return
-    fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= batch.framework.softmax_longest)).astype(np.float64)
+    fused = _is_fused(batch, many)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)
     for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
         yield elementwise(scores, there, (back,), attention_core=True, mask=1 - fused)
+
+
+def _is_fused(batch: MicroBatch, many: FloatArray) -> FloatArray:
+    """Whether one kernel scales, masks and normalises scores of so many sequences and heads, 1 or 0; 1 of torch's own
+    softmax, which keeps 16 bits."""
+    runs = (many % _SOFTMAX_BATCHES == 0) & (batch.seq <= batch.framework.softmax_longest)
+    return np.asarray((runs | (batch.framework.softmax == "plain")).astype(np.float64))

@@ -253,6 +253,8 @@ def _is_left_out(name: str, given: Arguments) -> bool:
         return False
     if name == "cp-comm-type":
         return len(set(_words(given[name]))) > 1
+    if name == _NO_FUSED_SOFTMAX:
+        return not _is_float32(_Said(given, "gpt"))
     return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
 
 
@@ -623,10 +625,18 @@ def _attention(said: _Said, gpu: str) -> str | None:
     """
     backend = said.word("attention-backend", "auto")
     if backend in ("unfused", _LOCAL) or _is_local(said):
-        return "unfused"
+        return "unfused-fp32" if said.flag(_NO_FUSED_SOFTMAX) and _is_float32(said) else "unfused"
     if backend == "fused":
         return "cudnn" if is_known_gpu(gpu) and read_gpu(gpu).architecture == "hopper" else None
     return {"2": "flash2", "3": "flash3"}.get(said.word("flash-attention-version", ""))
+
+
+_NO_FUSED_SOFTMAX = "no-masked-softmax-fusion"
+
+
+def _is_float32(said: _Said) -> bool:
+    """Whether a softmax of several kernels is in float32 (training/arguments.py: scaling by layers asks for it)."""
+    return said.flag("attention-softmax-in-fp32") or said.flag("apply-query-key-layer-scaling")
 
 
 def _precision(said: _Said) -> str:

@@ -173,8 +173,8 @@ class BlockCosts:
         """Of a forward pass of each kind of layer what comes behind its router, at the highest clock, [U] each; empty
         where the host waits for no router, or its time was found as it does, and graphs hold all of a layer or none."""
         framework = self.machine.framework
-        waits = framework.moe.host_waits.forward > 0 and framework.plain_host and self.architecture.has_experts
-        if framework.captured_parts is None and not waits:
+        reads_choice = framework.moe.host_waits.forward > 0 and framework.plain_host and self.architecture.has_experts
+        if framework.captured_parts is None and not reads_choice:
             return []
         nothing = PhaseCost.empty(count, self.clocks)
         priced = self.pricer.blocks([workload.behind_router(layer) for layer in self.kinds], count)

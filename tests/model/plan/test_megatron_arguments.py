@@ -247,3 +247,17 @@ def test_layers_of_bert_are_megatrons_own_where_its_specification_is_local() -> 
     assert (engine.plan["backend"], engine.plan["attention"]) == ("megatron", None)
     assert not own.left_out
     assert run({"--spec": "local"}).plan["backend"] == "megatron"
+
+
+@pytest.mark.parametrize(
+    ("more", "attention", "is_left_out"),
+    [
+        ({"--attention-softmax-in-fp32": True}, "unfused-fp32", False),
+        ({"--apply-query-key-layer-scaling": True}, "unfused-fp32", False),
+        ({}, "unfused", True),  # in 16 bits, which no plan says
+    ],
+)
+def test_a_softmax_of_several_kernels(more: dict[str, Any], attention: str, is_left_out: bool) -> None:
+    found = run({"--transformer-impl": "local", "--no-masked-softmax-fusion": True, **more})
+    assert found.plan["attention"] == attention
+    assert any("softmax" in sentence for sentence in found.left_out) == is_left_out

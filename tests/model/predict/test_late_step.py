@@ -47,13 +47,13 @@ def test_layers_whose_host_reads_what_routers_chose(host_s: tuple[float, float],
         for part, (h, d) in enumerate(zip(host_s, device_s, strict=True))
         for i in range(100)
     ]
-    before, behind = device_s
+    before, after = device_s
     cost = SimpleNamespace(
         runs_dry=False,
         host_behind_s=np.array([[40 * host_s[1]]]),
-        before_share=np.array([[before / (before + behind)]]),
+        before_share=np.array([[before / (before + after)]]),
     )
-    whole_s, queued_s = np.array([[40 * (before + behind)]]), np.array([[40 * sum(host_s)]])
+    whole_s, queued_s = np.array([[40 * (before + after)]]), np.array([[40 * sum(host_s)]])
     found = _late_forward_s(whole_s, queued_s, cast(Any, cost))
     assert found.item() == pytest.approx(played_s(layer * 40), rel=0.04)
 
