@@ -64,20 +64,20 @@ def rescale_for_attention(
 
     Args:
         calibration: of what was measured on the GPU.
-        attention: the kernel; None: the measured one. `unfused` is made of other operators.
+        attention: the kernel; None: the measured one. Unfused ones are made of other operators.
         gpu: whose generation it runs on.
         asked: the plan names it; else the framework does, and where nothing is known of it the measured one stands in.
 
     Raises:
         InputError: nothing is known of that kernel on that generation.
     """
-    if attention is None or attention == "unfused":
+    if attention is None or attention in ("unfused", "unfused-fp32"):
         return calibration
     known = RATES.get(gpu.architecture, {})
     if attention not in known:
         if not asked:
             return calibration
-        allowed = ", ".join([*known, "unfused", "null"])
+        allowed = ", ".join([*known, "unfused", "unfused-fp32", "null"])
         raise InputError(f"attention: found {attention}, whose speed on {gpu.name} is not known; allowed: {allowed}")
     rate = known[attention]
     if rate == _SAME:

@@ -25,8 +25,9 @@ Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
-# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
-AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product;
+# `unfused-fp32`: that softmax in float32, a kernel for each step.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused", "unfused-fp32"]
 
 # Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
 # one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and
@@ -218,6 +219,7 @@ class Framework:
         captured_parts: graphs hold these parts of layers alone; None: all, or nothing.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
+        softmax_longest: sequences up to this many tokens have the `fused` one.
         plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
@@ -251,6 +253,9 @@ class Framework:
             and gates are one kernel each, and of what blocks queue beside its kernels.
         pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
         ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
+        tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step.
+        shard_calls: to gather or scatter the parameters or gradients of a layer in a pass where ZeRO shards parameters,
+            where `torch_launch` does not say.
         deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
         latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         paired_calls: of a layer with experts whose rows travel behind another micro-batch's passes, since it falls into
@@ -318,6 +323,7 @@ class Framework:
         bucket_parameters: in messages of so many parameters where a plan says so; None: as `step.data_parallel` says.
         checks_gradients: the host waits for the norm of every message's gradients beforehand, and looks at it, where a
             plan says so.
+        checks_weights: the host hashes all weights of the GPU after every step, where a plan says so.
         bucket_copies_B: bytes a parameter of gradients that stay in DDP's buckets, without ZeRO, where several ranks
             have the same parameters.
         gather_copies_B: bytes a parameter of flat copies that a step makes to gather what it updated under ZeRO, of all
@@ -393,6 +399,7 @@ class Framework:
     captured: bool = False
     captured_parts: CapturedParts | None = None
     softmax: Literal["fused", "plain"] = "fused"
+    softmax_longest: int = 2048
     plain_softmax_time: float = 1.0
     dropout: bool = False
     fused_dropout: bool = False
@@ -417,6 +424,8 @@ class Framework:
     plain_host: bool = False
     pass_calls: float = 0.0
     ring_calls: tuple[float, float] = (0.0, 0.0)
+    tensor_calls: tuple[float, float] = (0.0, 0.0)
+    shard_calls: float = 0.0
     latent_calls: tuple[float, float] = (0.0, 0.0)
     paired_calls: tuple[float, float] = (0.0, 0.0)
     repeated_calls: tuple[float, float] = (0.0, 0.0)
@@ -460,6 +469,7 @@ class Framework:
     gradient_bucket_B: float | None = None
     bucket_parameters: int | None = None
     checks_gradients: bool = False
+    checks_weights: bool = False
     bucket_copies_B: float = 0.0
     gather_copies_B: tuple[float, float] = (0.0, 0.0)
     unsummed_gradients_B: float = 0.0

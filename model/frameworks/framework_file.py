@@ -45,6 +45,7 @@ _NOT_SAID |= {
     "deterministic",
     "bucket_parameters",
     "checks_gradients",
+    "checks_weights",
 }  # a plan says these
 _NOT_SAID |= {"short_of_memory"}  # what becomes of it
 _NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")

@@ -12,6 +12,7 @@ from moemodel.model.frameworks.megatron_lm import (
     CAST_CYCLES,
     CLAMPED_ROWS,
     DETERMINISTIC_ENGINE_B,
+    ENGINE_SOFTMAX,
     EXPERT_BIASES,
     EXPERT_KERNEL_S,
     GROUPED_WORKSPACE_B,
@@ -80,6 +81,7 @@ MEGATRON_CORE = Framework(
     # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
     fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
     turns_scaled=False,  # apply_rotary_pos_emb with an mscale (core/models/common/embeddings/rope_utils.py)
+    softmax_longest=ENGINE_SOFTMAX,
     # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place;
     # backward these are scaled
     fused_loss_B=(6.0, 4.0),

@@ -10,7 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.base import AdaptedLinear
+from moemodel.model.frameworks.base import AdaptedLinear, Framework
 from moemodel.model.layers.base import (
     Block,
     CollectiveName,
@@ -30,7 +30,8 @@ _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
 _DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
 _MERGED = 5.0  # 16 bits read, and float32 sums read and written
-# The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
+# The same softmax where the fused kernel cannot run, as on sequences above `Framework.softmax_longest`: to float32,
+# scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 # torch's own: a mask that every head shares is filled in, in place; softmax. Kernels that look up such a mask take 1.6
 # times as long as a copy, those of softmax over rows of 2048 float32 1.33 times (an H200 with torch 2.11, 2026-11-28)
@@ -41,7 +42,6 @@ _SOFTMAX_PLAIN = (_FILL, _SOFTMAX_ROWS)
 # multiplies gradient and output first (aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out)
 _SOFTMAX_PLAIN_BACKWARD = ((1.0, 2.0, 2.0, 2.0, 2.0, _FILL, 2.0), (3.0, 3.0))
 _SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
-_SOFTMAX_LONGEST = 2048  # and sequences up to this
 # What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
 # bf16. Norms of all queries and of all keys: squares; two scalings, to 16 bits. Backward: float32 gradients, scaled;
 # their products with the input, summed; two scaled terms, their difference, to 16 bits; the weights' products, summed
@@ -88,6 +88,9 @@ class AttentionBlock(Block):
     def parameter_tensors(self) -> int:
         a = self.spec
         return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none") + a.sinks
+
+    def joined_tensors(self, framework: Framework) -> int:
+        return 2 * (1 + self.spec.bias_qkv) * framework.fused_qkv
 
     def first_target(self) -> AdaptedLinear:
         return "qkv"
@@ -268,11 +271,16 @@ class AttentionBlock(Block):
         yield Kept(size_B=self._scores_B(batch, heads), parts=("core_attn",))
 
     def _scores_B(self, batch: MicroBatch, heads: FloatArray) -> FloatArray:
-        """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
+        """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output, of which it
+        needs no input."""
         if batch.framework.flash_attention:
             return np.asarray(_F * batch.tokens * heads)
-        per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
-        return np.asarray(per_score * batch.tokens * heads * batch.seq)
+        dropout, element_B = batch.framework.dropout, batch.element_size_B
+        per_score = element_B + (_MASK + element_B if dropout else 0.0)
+        # where kernels normalise in float32 that stays, and beside it what the product reads, unless dropout wrote it
+        more_B = _F - (element_B if dropout else 0.0)
+        slow = 1 - _is_fused(batch, batch.sequences * heads / batch.cp)
+        return np.asarray((per_score + more_B * slow) * batch.tokens * heads * batch.seq)
 
     def buffer_B(self, batch: MicroBatch) -> FloatArray:
         """Scores, where the framework multiplies queries and keys into what stays."""
@@ -365,7 +373,14 @@ def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterato
             backward = tuple(longer * kernel for kernel in kernels)
             yield elementwise(scores, longer * there, backward, attention_core=True)
         return
-    fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
+    fused = _is_fused(batch, many)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)
     for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
         yield elementwise(scores, there, (back,), attention_core=True, mask=1 - fused)
+
+
+def _is_fused(batch: MicroBatch, many: FloatArray) -> FloatArray:
+    """Whether one kernel scales, masks and normalises scores of so many sequences and heads, 1 or 0; 1 of torch's own
+    softmax, which keeps 16 bits."""
+    runs = (many % _SOFTMAX_BATCHES == 0) & (batch.seq <= batch.framework.softmax_longest)
+    return np.asarray((runs | (batch.framework.softmax == "plain")).astype(np.float64))

@@ -287,6 +287,10 @@ class Block(ABC):
     def parameter_tensors(self) -> int:
         """How many tensors hold them where queries, keys, values, gate and up-projection are apart."""
 
+    def joined_tensors(self, framework: Framework) -> int:  # noqa: ARG002 - of those blocks that have such ones
+        """Of these so many fewer where a framework joins some: queries, keys and values; gate and up-projection."""
+        return 0
+
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
         return np.zeros(batch.plans)

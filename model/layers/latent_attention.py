@@ -9,6 +9,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Latent
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import Framework
 from moemodel.model.layers.attention import AttentionBlock
 from moemodel.model.layers.base import Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
@@ -48,6 +49,9 @@ class LatentAttentionBlock(AttentionBlock):
 
     def parameter_tensors(self) -> int:
         return super().parameter_tensors() + 3
+
+    def joined_tensors(self, framework: Framework) -> int:  # noqa: ARG002 - its projections are apart
+        return 0
 
     def matmul_parameters(self) -> int:
         return self._head_parameters() + self._down_parameters()

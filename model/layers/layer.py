@@ -13,6 +13,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Layer
 from moemodel.model.core.arrays import FloatArray, largest
+from moemodel.model.frameworks.base import Framework
 from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
 from moemodel.model.layers.base import (
     Block,
@@ -59,6 +60,10 @@ class LayerBlocks:
     def norm_tensors(self) -> int:
         """How many of these are of the norms around its blocks."""
         return 0 if self.layer.norm is None else self._norms * (self.layer.norm_scale + self.layer.norm_bias)
+
+    def tensors_of(self, framework: Framework) -> int:
+        """How many hold them in a framework."""
+        return self.parameter_tensors() - sum(block.joined_tensors(framework) for block in self.blocks)
 
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
@@ -176,6 +181,8 @@ class LayerBlocks:
         if batch.framework.lora is not None:
             of_adapters = adapter_launches(self.operators(batch), batch)
             forward, backward = (*forward, of_adapters[0]), (*backward, of_adapters[1])
+        if hooks := batch.framework.tensor_calls[0] * self.tensors_of(batch.framework):
+            backward = (*backward, np.full(batch.plans, hooks))
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 
     def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.frameworks.base import AdaptedLinear
+from moemodel.model.frameworks.base import AdaptedLinear, Framework
 from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, elementwise, linear
 from moemodel.model.operators.work import Kind, Shape
 
@@ -50,6 +50,9 @@ class MlpBlock(Block):
 
     def parameter_tensors(self) -> int:
         return (self.spec.depth + 1 + self.spec.gated) * (1 + self.spec.bias)
+
+    def joined_tensors(self, framework: Framework) -> int:
+        return self.spec.gated * (1 + self.spec.bias) * framework.fused_gate_up
 
     def first_target(self) -> AdaptedLinear:
         return "fc1"

@@ -57,6 +57,13 @@ _TRITON = 4.0
 _SCAN_KERNELS, _SCAN_KERNELS_BACKWARD = 5.0 * _TRITON, (4.0 + 11.0) * _TRITON
 _OTHERS = 7.0  # norm, two products, convolution, norm, residual; D's or a step's bias, widened
 _OTHERS_BACKWARD = 11.0  # two for each product and norm; the convolution again, and its own
+# Beside six messages of context parallelism (Megatron-LM, ssm/mamba_context_parallel.py; tensor_parallel/mappings.py):
+# each of their tensors copied and put in the other order (12); B and C repeated (2); all put side by side, and in the
+# order of the sequence, and back behind the scan (3); the convolution's weights and biases of its heads (2). Backward
+# the same of gradients (12), each made contiguous (6), sums of B's and C's (2), sides and orders (3), zeros and copies
+# of five parameters' parts (18), three parts put together of two of them (2)
+_CUT, _CUT_BACKWARD = 12.0 + 2.0 + 3.0 + 2.0, 12.0 + 6.0 + 2.0 + 3.0 + 18.0 + 2.0
+_CUT_ROUNDS, _CUT_ROUNDS_OUT = 4.0, 2.0  # of what goes into the scan, and of what comes out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +108,10 @@ class StateSpaceBlock(Block):
         yield elementwise(tokens * (self._inner / tp), _ROUND, (_ROUND,), mask=several)
         yield elementwise(tokens * (s.convolved / tp), _CONVOLUTION, (_CONVOLUTION_BACKWARD,))
         yield from self._scan(batch)
+        if (batch.cp > 1).any():
+            cut = (batch.cp > 1).astype(np.float64)
+            rounds = _CUT_ROUNDS * (self._inner / tp) + _CUT_ROUNDS_OUT * (s.width / tp)
+            yield elementwise(tokens * rounds, _ROUND, (_ROUND,), mask=cut)
         yield elementwise(tokens * (s.width / tp), _ROUND, (_ROUND,), mask=several)
         yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens * (s.groups / tp), n=s.width / s.groups))
         yield linear(tokens, self.hidden, s.width / tp, bias=s.bias)
@@ -150,9 +161,9 @@ class StateSpaceBlock(Block):
     def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
         """Beyond half of the measured layer's, which a layer of one block is taken to be."""
         forward, backward = (each / 2 for each in measured_layer("dense_layer"))
-        places = 2.0 * (batch.sequences > 1)
-        return np.asarray(self.forward_kernels(batch) - forward), np.asarray(
-            places + _OTHERS_BACKWARD + _SCAN_KERNELS_BACKWARD - backward
+        places, cut = 2.0 * (batch.sequences > 1), (batch.cp > 1).astype(np.float64)
+        return np.asarray(self.forward_kernels(batch) + _CUT * cut - forward), np.asarray(
+            places + _OTHERS_BACKWARD + _SCAN_KERNELS_BACKWARD + _CUT_BACKWARD * cut - backward
         )
 
     # ---- memory -----------------------------------------------------------------------------------------------------
@@ -171,14 +182,16 @@ class StateSpaceBlock(Block):
     # ---- communication ----------------------------------------------------------------------------------------------
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
-        """Context parallelism: sequences are put together and heads cut instead, and back behind the scan
-        (Megatron-LM, ssm/mamba_context_parallel.py)."""
-        cut = (batch.cp > 1).astype(np.float64)
-        for width in (self._inner, self.spec.width):
+        """Context parallelism: sequences are put together and heads cut instead, of gate, inputs, B, C and steps one by
+        one, and back behind the scan (Megatron-LM, ssm/mamba_context_parallel.py); each rank has a group's B and C."""
+        s, cut = self.spec, (batch.cp > 1).astype(np.float64)
+        pairs = np.maximum(s.groups / batch.tp, batch.cp) * s.state_dim
+        inputs = np.asarray(s.width / batch.tp)
+        for width in (inputs, inputs, pairs, pairs, np.asarray(s.heads / batch.tp), inputs):
             yield LayerComm(
                 axis="cp",
                 collective="all_to_all",
-                size_B=batch.element_size_B * batch.tokens * (width / batch.tp),
+                size_B=batch.element_size_B * batch.tokens * width,
                 forward=cut,
                 backward=cut,
                 overlap="never",

@@ -28,6 +28,7 @@ NONE_IN_A_SEARCH = (
     "transpose_cache",
     "bucket_parameters",
     "gradient_checks",
+    "weight_checks",
     "cross_entropy",
     "deterministic",
     "gradient_dtype",

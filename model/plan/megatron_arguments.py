@@ -74,7 +74,7 @@ HARMLESS: dict[str, str] = {
     r"master.addr|master.port|rdzv.*|disable-gloo-process-groups|enable-gloo-process-groups|"
     r"high-priority-stream-groups|use-tp-pp-dp-mapping",
     "when garbage is collected, and what is checked": r"manual-gc.*|no-check-for-nan-in-loss-and-grad|"
-    r"check-for-(nan|large|spiky).*|check-weight-hash-across-dp-replicas-interval|rerun-mode|error-injection-.*|"
+    r"check-for-(nan|large|spiky).*|rerun-mode|error-injection-.*|"
     r"test-mode|enable-experimental|use-mcore-models|is-hybrid-model|ft-.*|enable-ft-package|no-persist-layer-norm|"
     r"empty-unused-memory-level|inference-max-seq-length|inference-max-requests|max-tokens-to-oom|use-legacy-models|"
     r"inference-batch-times-seqlen-threshold",
@@ -114,6 +114,7 @@ LEFT_OUT: dict[str, str] = {
     "attention-output-gate": "attention has no gate",
     "recompute-num-layers": "every layer is computed again from its own input",
     "spec": "kernels are Transformer Engine's",
+    "check-weight-hash-across-dp-replicas-interval": "steps between are predicted, which hash nothing",
 }
 
 REFUSED: dict[str, str] = {
@@ -241,6 +242,8 @@ _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam", "muon", "dist_muon"),
     "muon-tp-mode": ("duplicated", "blockwise"),
     "recompute-num-layers": ("1",),
+    "spec": ("local",),
+    "check-weight-hash-across-dp-replicas-interval": ("1",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
@@ -250,6 +253,8 @@ def _is_left_out(name: str, given: Arguments) -> bool:
         return False
     if name == "cp-comm-type":
         return len(set(_words(given[name]))) > 1
+    if name == _NO_FUSED_SOFTMAX:
+        return not _is_float32(_Said(given, "gpt"))
     return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
 
 
@@ -530,6 +535,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "bucket_parameters": said.count("ddp-bucket-size", 0) or None,
+        "weight_checks": said.count("check-weight-hash-across-dp-replicas-interval", 0) == 1 or None,
         "cross_entropy": _loss(said),
         "fp8_recipe": _FP8_RECIPES.get(said.word("fp8-recipe", "delayed")) if precision == "fp8" else None,
         "activation_input_dtype": "fp8" if said.flag("activation-func-fp8-input-store") else None,
@@ -543,17 +549,24 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
     }
 
 
+_LOCAL = "local"
 _FP8_RECIPES = {name: name for name in ("tensorwise", "delayed", "blockwise")}  # of fp8_recipe (core/enums.py)
 
 
 def _backend(said: _Said, precision: str) -> str:
     """Of the frameworks known here the nearest: products of 8 bits and overlap of tensor parallelism are of
     `megatron-core`."""
-    if said.word("transformer-impl", "transformer_engine") == "local":
+    if _is_local(said):
         return "megatron-local"
     if precision not in ("bf16-mixed", "fp32") or said.flag("tp-comm-overlap"):
         return "megatron-core"
     return "megatron-overlap" if said.flag("overlap-grad-reduce") else "megatron"
+
+
+def _is_local(said: _Said) -> bool:
+    """Whether layers are Megatron's own; of BERT `spec` says so (examples/bert/pretrain_bert.py)."""
+    of_bert = said.model == "bert" and _words(said.word("spec", "")) == [_LOCAL]
+    return of_bert or said.word("transformer-impl", "transformer_engine") == _LOCAL
 
 
 def _loss(said: _Said) -> str:
@@ -611,11 +624,19 @@ def _attention(said: _Said, gpu: str) -> str | None:
     on other GPUs than Hopper nobody measured: there the framework's stands for it.
     """
     backend = said.word("attention-backend", "auto")
-    if backend in ("unfused", "local") or said.word("transformer-impl", "transformer_engine") == "local":
-        return "unfused"
+    if backend in ("unfused", _LOCAL) or _is_local(said):
+        return "unfused-fp32" if said.flag(_NO_FUSED_SOFTMAX) and _is_float32(said) else "unfused"
     if backend == "fused":
         return "cudnn" if is_known_gpu(gpu) and read_gpu(gpu).architecture == "hopper" else None
     return {"2": "flash2", "3": "flash3"}.get(said.word("flash-attention-version", ""))
+
+
+_NO_FUSED_SOFTMAX = "no-masked-softmax-fusion"
+
+
+def _is_float32(said: _Said) -> bool:
+    """Whether a softmax of several kernels is in float32 (training/arguments.py: scaling by layers asks for it)."""
+    return said.flag("attention-softmax-in-fp32") or said.flag("apply-query-key-layer-scaling")
 
 
 def _precision(said: _Said) -> str:

@@ -234,15 +234,15 @@ def check_transpose_cache(asked: bool | None, framework: Framework, precision: P
         )
 
 
-def check_buckets(bucket_parameters: int | None, gradient_checks: bool | None, framework: Framework) -> None:
-    """Refuse buckets of parameters, and a look at them, of code that has no such ones.
+def check_buckets(framework: Framework, **asked: int | None) -> None:
+    """Refuse buckets of parameters, and looks at gradients and weights, of code that has no such ones.
 
     Raises:
         ValueError: what is allowed.
     """
     if framework.fills_gradients:
         return
-    for key, found in (("bucket_parameters", bucket_parameters), ("gradient_checks", gradient_checks)):
+    for key, found in asked.items():
         if found is not None and found is not False:
             raise ValueError(
                 f"{key}: found {str(found).lower()} with backend {framework.name}, which exchanges gradients in its "
@@ -381,6 +381,10 @@ class Plan(NamesFiles):
         description="the host looks at every bucket's gradients before they are exchanged, whether all are numbers; "
         "null: it does not",
     )
+    weight_checks: Switch | None = Field(
+        default=None,
+        description="hosts compare hashes of all weights after every step; null: they do not",
+    )
     fp8_recipe: Fp8Recipe | None = Field(
         default=None,
         description="how operands of precision fp8 are scaled: tensorwise by their current largest, delayed by that of "
@@ -487,7 +491,12 @@ class Plan(NamesFiles):
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
         check_transpose_cache(self.transpose_cache, framework_of(self.backend), self.precision)
-        check_buckets(self.bucket_parameters, self.gradient_checks, framework_of(self.backend))
+        check_buckets(
+            framework_of(self.backend),
+            bucket_parameters=self.bucket_parameters,
+            gradient_checks=self.gradient_checks,
+            weight_checks=self.weight_checks,
+        )
         return self
 
     @model_validator(mode="after")

@@ -309,8 +309,8 @@ def _late_pass_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> F
 
 
 def _late_forward_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> FloatArray:
-    """A forward pass that the device or the host makes late. Where graphs hold what comes before the host waits in each
-    layer, the device does that while the host waits, and nothing before the host has queued what comes behind."""
+    """A forward pass that the device or the host makes late. Where the host waits in each layer, the device does what
+    comes before while the host waits, and nothing of what comes behind before the host has queued that."""
     return np.maximum(_late_pass_s(device_s, host_s, cost), cost.host_behind_s + cost.before_share * device_s)
 
 

@@ -53,6 +53,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         if machine.framework.fills_gradients and p.dp * p.cp > 1:
             yield "bucket_parameters", "those of a layer"
             yield "gradient_checks", "false"
+            yield "weight_checks", "false"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"

@@ -81,4 +81,7 @@ def _attention(framework: Framework, plan: Plan) -> Framework:
     if plan.attention == "unfused":
         plain = "plain" if framework.torch_launch else framework.softmax  # torch's has no kernel that masks as well
         return replace(framework, attention="unfused", flash_attention=False, softmax=plain)
+    if plan.attention == "unfused-fp32":
+        found = replace(framework, attention="unfused-fp32", flash_attention=False)
+        return replace(found, softmax="fused", softmax_longest=0)  # whose fused kernel takes no sequence
     return replace(framework, attention=plan.attention, flash_attention=True)

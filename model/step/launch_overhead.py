@@ -96,10 +96,11 @@ class ParallelHost:
         host: of the backend.
         call: host time of a mean operator in either pass, [P, 1].
         measured: the framework launches as torch does, which the profile measured (`Framework.torch_launch`).
+        shard_calls: of a layer that other frameworks gather or scatter.
     """
 
-    def __init__(self, host: HostModel, call: HostCost, *, measured: bool) -> None:
-        self._host, self._call, self._measured = host, call, measured
+    def __init__(self, host: HostModel, call: HostCost, *, measured: bool, shard_calls: float = 0.0) -> None:
+        self._host, self._call, self._measured, self._shard_calls = host, call, measured, shard_calls
 
     def _one_s(self, block: str, direction: str) -> FloatArray | float:
         measured_s = self._host.block_s(f"{block}/{direction}")
@@ -127,6 +128,7 @@ class ParallelHost:
         *,
         units: FloatArray,
         buckets: FloatArray,
+        layers: FloatArray,
         tensors: FloatArray | float,
         counts: ExchangeCounts,
         micro_batches: FloatArray,
@@ -135,16 +137,18 @@ class ParallelHost:
 
         Args:
             units: of FSDP that are exchanged; `buckets` of DDP. [P].
+            layers: of the stage, [P].
             tensors: parameters of the stage, in all plans or in each, [P].
             counts: how often they are exchanged.
             micro_batches: of a step, [P].
         """
-        if not self._measured:
-            return np.zeros((len(units), 1))
         m, gathers, again, reductions = (
             column[:, None]
             for column in (micro_batches, counts.gathers_forward, counts.gathers_backward, counts.reductions)
         )
+        if not self._measured:
+            calls_s = gathers * self._call.forward_s + (again + reductions) * self._call.backward_s
+            return np.asarray(self._shard_calls * layers[:, None] * (again > 0) * calls_s)
         kept_s = self._one_s("fsdp_unit_kept", "backward")  # reduces alone; `fsdp_unit` gathers too
         gathered_s = np.maximum(self._one_s("fsdp_unit", "backward") - kept_s, 0.0)
         forward = gathers * self._one_s("fsdp_unit", "forward")

@@ -52,6 +52,10 @@ _PLAIN = "dense_layer"  # of measured layers
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
+# Host time a parameter, of an H100's host: copied to it, made float32, and through SHA-1 (Megatron Core, core/utils.py,
+# check_param_hashes_across_dp_replicas). By a functional test of Megatron-LM with 52 million parameters on a GPU, which
+# hashes them in every step (gpt3_moe_mcore_te_ep8_resume_torch_dist_muon on H100, second run)
+HASHED_S = 3.9e-9
 
 
 @dataclass(kw_only=True)
@@ -72,10 +76,11 @@ class StageCost:
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
-        host_behind_s, before_share: where graphs hold what comes before the host waits in each layer, what it queues
-            behind that in a forward pass, and the share of the device's forward pass that comes before, [P, 1]; else 0.
-        host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients, and the GPU
-            waits, [P, 1].
+        host_behind_s, before_share: what the host queues in a forward pass behind its waits in each layer, for a router
+            that the device comes to no sooner than it has done what comes before, and the share of the device's forward
+            pass that comes before, [P, 1]; 0 where it does not wait, or its time was found as it does.
+        host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients or weights, and
+            the GPU waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
@@ -166,8 +171,10 @@ class BlockCosts:
 
     def _behind_router_s(self, workload: Workload, count: int, place: IntArray) -> list[FloatArray]:
         """Of a forward pass of each kind of layer what comes behind its router, at the highest clock, [U] each; empty
-        where graphs hold all of a layer or none of it."""
-        if self.machine.framework.captured_parts is None:
+        where the host waits for no router, or its time was found as it does, and graphs hold all of a layer or none."""
+        framework = self.machine.framework
+        reads_choice = framework.moe.host_waits.forward > 0 and framework.plain_host and self.architecture.has_experts
+        if framework.captured_parts is None and not reads_choice:
             return []
         nothing = PhaseCost.empty(count, self.clocks)
         priced = self.pricer.blocks([workload.behind_router(layer) for layer in self.kinds], count)
@@ -377,6 +384,7 @@ class StageCosts:
             ),
             host_exchange_s=queue.step_s(
                 units=once.exchange.units,
+                layers=once.layers,
                 buckets=once.exchange.buckets,
                 tensors=once.tensors,
                 counts=once.counts,
@@ -466,7 +474,8 @@ class _Once:
     Attributes:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
-        added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage, and its
+            `layers`.
         checks_s: host time of checks of what is exchanged, and of what matrices are made orthogonal by, [P, 1].
         host_update_s: as in `StageCost`, of parameters, [P].
     """
@@ -476,6 +485,7 @@ class _Once:
     counts: ExchangeCounts
     added_tensors: FloatArray
     tensors: int | FloatArray
+    layers: FloatArray
     checks_s: FloatArray
     host_update_s: FloatArray
 
@@ -633,7 +643,8 @@ class _StageParts:
             counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
-            host_update_s=self._host_update_s(held.owned),
+            layers=np.asarray(sum(stage.layers), dtype=np.float64) * np.ones(len(self.plans)),
+            host_update_s=self._host_update_s(held.owned) + self._hashed_s(held),
         )
 
     def _checks_s(self, exchange: Exchange) -> FloatArray:
@@ -672,7 +683,12 @@ class _StageParts:
     def queue(self, call: HostCost) -> ParallelHost:
         """What the host queues for the parallel parts."""
         framework = self._blocks.machine.framework
-        return ParallelHost(self._blocks.host, call, measured=framework.torch_launch and not framework.captured)
+        return ParallelHost(
+            self._blocks.host,
+            call,
+            measured=framework.torch_launch and not framework.captured,
+            shard_calls=framework.shard_calls,
+        )
 
     def forward_only(self, stage: Stage | Stages) -> StageCost:
         """Cost of a stage where nothing is trained: forward passes, each begun on an idle device."""
@@ -788,6 +804,13 @@ class _StageParts:
         parameter_B = self._batch.element_size_B
         return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
 
+    def _hashed_s(self, held: _Held) -> FloatArray:
+        """Time in which the host hashes all weights that a GPU has, [P]."""
+        machine = self._blocks.machine
+        if not machine.framework.checks_weights:
+            return np.zeros(len(self.plans))
+        return np.asarray(HASHED_S * HOSTS.get(machine.gpu.name, 1.0) * (held.weights + held.units.ends))
+
     def _gathered_s(self, counts: FloatArray) -> FloatArray:
         """Matrices that tensor-parallel ranks gather to make them orthogonal, once a step, [P]."""
         size_B = gathered_B(self.memory, counts)
@@ -827,7 +850,7 @@ class _StageParts:
         if framework.fused_optimizer:
             return 0.0
         if framework.step_kernels is None:
-            return framework.host_factors.step * (
+            return self._looped_s(stage) + framework.host_factors.step * (
                 host.fixed_step_s()
                 + sum(
                     _column(n) * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
@@ -838,6 +861,16 @@ class _StageParts:
         kernels = framework.step_kernels * (self._tensors(stage) + more)
         step_s = np.asarray(host.fixed_step_s() + (kernels * self._measured_kernel_s(stage))[:, None])
         return framework.host_factors.step * step_s
+
+    def _looped_s(self, stage: Stage | Stages) -> FloatArray | float:
+        """Host time of what goes over the layers' tensors once a step beside the update; in each plan, [P, 1], or the
+        same in all."""
+        framework, (factors, slower) = self._blocks.machine.framework, self._host_factors
+        calls = framework.tensor_calls[1]
+        if not calls:
+            return 0.0
+        tensors = sum(_column(n) * layer.tensors_of(framework) for n, layer in self._layers(stage))
+        return slower * factors.forward * calls * self._measured_kernel_s(stage) * tensors
 
     def _step_read(self) -> float:
         """Of the device's work for the optimizer what comes before the last result that the host reads, by bytes."""

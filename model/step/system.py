@@ -210,7 +210,10 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
     framework = replace(
-        framework, bucket_parameters=plan.bucket_parameters, checks_gradients=bool(plan.gradient_checks)
+        framework,
+        bucket_parameters=plan.bucket_parameters,
+        checks_gradients=bool(plan.gradient_checks),
+        checks_weights=bool(plan.weight_checks),
     )
     if plan.fp8_recipe is not None:
         recipe = _scaled_so(framework.precisions[plan.precision], plan.fp8_recipe)

@@ -134,7 +134,9 @@ def test_functional_tests(tmp_path: Path) -> None:
     images = case | {"args": arguments | {"--img-h": 336}}
     release = case | {"case": "gpt/one_release"}
     older = case | {"file": "golden_values_lts_dgx.json"}
-    text = "\n".join(json.dumps(each) for each in (case, second, images, release, older))
+    copied = case | {"case": "hybrid/hybrid_mr_mcore_te_tp1_pp4_cp1_dgx_a100_1N8G"}
+    copied |= {"file": "golden_values_lts_dgx_a100.json"}
+    text = "\n".join(json.dumps(each) for each in (case, second, images, release, older, copied))
     first, again, unread, unsaid = golden(written(tmp_path, GOLDEN, text))
     assert (first.time_s, first.memory_B, first.stage) == ((0.2,), 1e9, 1)
     assert again.time_s == ()

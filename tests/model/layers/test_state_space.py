@@ -18,11 +18,16 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.device.operator_cost import OperatorCostModel
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.flops import model_flops
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, Shape
+from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.megatron_arguments import megatron_run
+from moemodel.model.plan.spec import Plan
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 
 _SMALL: dict[str, Any] = {
@@ -114,6 +119,28 @@ def test_memory_is_what_megatrons_tests_held(tmp_path: Path, degrees: dict[str, 
     terms_B = found.memory_terms_B
     allocated_B = sum(size_B for name, size_B in terms_B.items() if name not in BESIDE_THE_ALLOCATOR)
     assert allocated_B == pytest.approx(measured_B, rel=0.01)
+
+
+@pytest.mark.parametrize("cp", [1, 2, 4])
+def test_context_parallel_ranks_exchange_what_goes_into_the_scan_tensor_by_tensor(tmp_path: Path, cp: int) -> None:
+    """As pre_conv_ssm and post_conv_ssm of megatron/core/ssm/mamba_context_parallel.py shape them: B and C are repeated
+    where there are fewer groups than ranks."""
+    architecture = read_architecture(_file(tmp_path, _SMALL))
+    seq, inner, heads, groups, state = 96, 128, 8, 2, 32
+    plan = Plan.model_validate(
+        {"architecture": _file(tmp_path, _SMALL), "sequence_length": seq, "global_batch": 8, "micro_batch": 2}
+        | {"backend": "megatron", "precision": "bf16-mixed", "cluster": {"gpu": "h100-sxm-80gb", "gpus": 4}}
+        | {"parallel": {"dp": 4 // cp, "cp": cp}}
+    )
+    batch = MicroBatch.of(batch_of(plan), framework_of("megatron"), "bf16-mixed")
+    (mixer,) = layer_blocks(architecture.layers[0], architecture.hidden).blocks
+    rows = seq // cp * 2
+    gate, steps = np.zeros((rows, inner), np.float16), np.zeros((rows, heads), np.float16)
+    pairs = np.repeat(np.zeros((rows, groups, state), np.float16), max(cp // groups, 1), axis=1)
+    sent = [tensor.nbytes for tensor in (gate, gate, pairs, pairs, steps, gate)]
+    found = list(mixer.collectives(batch))
+    assert [float(np.ravel(one.size_B)[0]) for one in found] == sent
+    assert [float(np.ravel(one.forward)[0]) for one in found] == [float(cp > 1)] * 6
 
 
 # state-spaces/mamba, issue 904: TFLOP/s of 6 N FLOPs a token, of the model that the project calls mamba2-1.3b

@@ -239,3 +239,25 @@ def test_layer_patterns_are_read_and_not_run() -> None:
     for text in ("__import__('os')", "[2]*3", "[0]*10**9", "([0]*9999)*9999", "", "[0]+1"):
         with pytest.raises(ValueError, match="moe_layer_freq"):
             layer_pattern(text)
+
+
+def test_layers_of_bert_are_megatrons_own_where_its_specification_is_local() -> None:
+    own, engine = run({"--spec": "local"}, model="bert"), run(model="bert")
+    assert (own.plan["backend"], own.plan["attention"]) == ("megatron-local", "unfused")
+    assert (engine.plan["backend"], engine.plan["attention"]) == ("megatron", None)
+    assert not own.left_out
+    assert run({"--spec": "local"}).plan["backend"] == "megatron"
+
+
+@pytest.mark.parametrize(
+    ("more", "attention", "is_left_out"),
+    [
+        ({"--attention-softmax-in-fp32": True}, "unfused-fp32", False),
+        ({"--apply-query-key-layer-scaling": True}, "unfused-fp32", False),
+        ({}, "unfused", True),  # in 16 bits, which no plan says
+    ],
+)
+def test_a_softmax_of_several_kernels(more: dict[str, Any], attention: str, is_left_out: bool) -> None:
+    found = run({"--transformer-impl": "local", "--no-masked-softmax-fusion": True, **more})
+    assert found.plan["attention"] == attention
+    assert any("softmax" in sentence for sentence in found.left_out) == is_left_out

@@ -1,4 +1,4 @@
-"""An optimizer's step whose host reads results before it goes on: against a queue, played kernel by kernel."""
+"""Steps and passes whose host reads results before it goes on: against a queue, played kernel by kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import HeadBlock
 from moemodel.model.operators.work import Kind
-from moemodel.model.predict.timeline import _late_step_s
+from moemodel.model.predict.timeline import _late_forward_s, _late_step_s
 
 
 def played_s(kernels: list[tuple[float, float, bool]]) -> float:
@@ -36,6 +36,26 @@ def test_what_waits_for_a_result_starts_behind_it(host_s: float, device_s: float
     cost = SimpleNamespace(host_step_s=np.array([[host_s]]), host_step_read=read, step_read=before)
     found = _late_step_s(np.array([[device_s]]), cast(Any, cost))
     assert found.item() == pytest.approx(played_s(kernels), rel=0.01)
+
+
+@pytest.mark.parametrize("host_s", [(0.5, 0.5), (0.1, 0.9), (0.9, 0.1)])
+@pytest.mark.parametrize("device_s", [(0.6, 0.2), (0.6, 0.9), (0.1, 0.1), (1.5, 0.1)])
+def test_layers_whose_host_reads_what_routers_chose(host_s: tuple[float, float], device_s: tuple[float, float]) -> None:
+    """Forty layers of 100 small kernels up to their router's choice, and as many behind it."""
+    layer = [
+        (h / 100, d / 100, i == 99 and part == 0)
+        for part, (h, d) in enumerate(zip(host_s, device_s, strict=True))
+        for i in range(100)
+    ]
+    before, after = device_s
+    cost = SimpleNamespace(
+        runs_dry=False,
+        host_behind_s=np.array([[40 * host_s[1]]]),
+        before_share=np.array([[before / (before + after)]]),
+    )
+    whole_s, queued_s = np.array([[40 * (before + after)]]), np.array([[40 * sum(host_s)]])
+    found = _late_forward_s(whole_s, queued_s, cast(Any, cost))
+    assert found.item() == pytest.approx(played_s(layer * 40), rel=0.04)
 
 
 def test_an_eager_loss_goes_over_the_logits_kernel_by_kernel(batch: Any) -> None:

@@ -59,6 +59,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "transpose_cache": [False],
     "bucket_parameters": [64],
     "gradient_checks": [True],
+    "weight_checks": [True],
     "cross_entropy": ["plain", "fused"],
     "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],

@@ -23,6 +23,14 @@ from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.system import system_of
 
 LAYERS, LAYER = 32, 218e6  # of Llama 3 8B
+SMALL: dict[str, Any] = {
+    "num-layers": 4,
+    "hidden-size": 1024,
+    "num-attention-heads": 8,
+    "seq-length": 1024,
+    "bf16": True,
+}
+SMALL |= {"max-position-embeddings": 1024, "micro-batch-size": 1, "global-batch-size": 8, "vocab-size": 32000}
 OF_LAYER = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336  # weights of its products
 
 
@@ -204,14 +212,31 @@ def test_what_the_host_looks_at_lets_the_device_wait_as_often_as_there_are_bucke
     assert 1e-5 < (often_s - once_s) / (6 * LAYERS) < 1e-3
 
 
+@pytest.mark.parametrize(("tp", "on_a_gpu"), [(1, 8.03e9), (8, 8.03e9 / 8)])
+def test_every_weight_on_a_gpu_is_hashed_whatever_zero_shards(tp: int, on_a_gpu: float) -> None:
+    """Llama 3 8B (Dubey et al. 2024: 8.03 billion parameters); hosts put 0.4 to 4 GB/s of float32 through SHA-1."""
+    cut = {"parallel": {"dp": 64 // tp, "tp": tp, "zero_stage": 1}}
+    hashed_s = step_s(plan(weight_checks=True, **cut)) - step_s(plan(**cut))
+    assert 1e-9 * on_a_gpu < hashed_s < 1e-8 * on_a_gpu
+    other = cut | {"gradient_dtype": "fp32"}
+    others_s = step_s(plan(weight_checks=True, **other)) - step_s(plan(**other))
+    assert others_s == pytest.approx(hashed_s, rel=1e-2)  # it is of weights alone
+
+
+@pytest.mark.parametrize(("interval", "every_step"), [(1, True), (10, None), (None, None)])
+def test_steps_between_megatrons_hashes_hash_nothing(interval: int | None, every_step: bool | None) -> None:
+    name = "check-weight-hash-across-dp-replicas-interval"
+    found = megatron_run(SMALL | {name: interval}, gpu="h100-sxm-80gb", gpus=8)
+    assert found.plan["weight_checks"] is every_step
+    assert bool(found.left_out) == (interval == 10)
+
+
 def test_megatrons_argument() -> None:
-    said = {"num-layers": 4, "hidden-size": 1024, "num-attention-heads": 8, "seq-length": 1024, "bf16": True}
-    said |= {"max-position-embeddings": 1024, "micro-batch-size": 1, "global-batch-size": 8, "vocab-size": 32000}
-    said |= {"overlap-grad-reduce": True, "ddp-bucket-size": 64}
+    said = SMALL | {"overlap-grad-reduce": True, "ddp-bucket-size": 64}
     assert megatron_run(said, gpu="h100-sxm-80gb", gpus=8).plan["bucket_parameters"] == 64
 
 
-@pytest.mark.parametrize("said", [{"bucket_parameters": 64}, {"gradient_checks": True}])
+@pytest.mark.parametrize("said", [{"bucket_parameters": 64}, {"gradient_checks": True}, {"weight_checks": True}])
 def test_buckets_are_megatrons(said: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(said))):
         plan(backend="torch", precision="bf16-mixed", **said)

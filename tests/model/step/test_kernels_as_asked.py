@@ -10,6 +10,8 @@ import pytest
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import ATTENTIONS, chip_of_calibration, operator_time
+from moemodel.model.layers.base import MicroBatch
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
@@ -115,6 +117,27 @@ def test_unfused_attention_keeps_its_scores() -> None:
     framework = framework_as_run(plan(attention="unfused"))
     assert not framework.flash_attention
     assert framework.softmax == "plain"
+
+
+@pytest.mark.parametrize(
+    ("attention", "dropout", "score_B"),
+    [
+        ("unfused", False, 2),  # probabilities, which the product reads
+        ("unfused", True, 2 + 1 + 2),  # and the mask, and what dropout left of them
+        ("unfused-fp32", False, 4 + 2),  # float32, and what the product reads
+        ("unfused-fp32", True, 4 + 1 + 2),
+    ],
+)
+def test_bytes_of_a_score_that_stay(attention: str, dropout: bool, score_B: int) -> None:
+    """Of a layer of Llama 3 8B, 32 heads, beyond what it keeps at half of the length."""
+    kept_B = []
+    for seq in (1024, 2048):
+        made = plan(attention=attention, dropout=dropout, sequence_length=seq, backend="megatron")
+        batch = MicroBatch.of(batch_of(made), framework_as_run(made), made.precision)
+        block = layer_blocks(architecture_of(made).layers[0], architecture_of(made).hidden).blocks[0]
+        (scores,) = [kept for kept in block.kept(batch) if kept.parts == ("core_attn",)]
+        kept_B.append(float(np.ravel(scores.size_B)[0]))
+    assert kept_B == [score_B * 32 * seq**2 for seq in (1024, 2048)]
 
 
 def kinds(found: Plan) -> set[Kind]:

@@ -37,6 +37,7 @@ def step_s(
     return found.step_s(
         units=np.array([units]),
         buckets=np.array([buckets]),
+        layers=np.array([units]),
         tensors=tensors,
         counts=ExchangeCounts(
             gathers_forward=np.array([0.0, 1.0, 1.0, m][zero : zero + 1]),

@@ -247,6 +247,20 @@ def test_the_fused_softmax_needs_batches_in_fours(batch: Batch) -> None:
     assert kernels[0] == kernels[1] + 4
 
 
+@pytest.mark.parametrize(("backend", "longest"), [("megatron-v2", 2048), ("megatron-local", 4096), ("megatron", 8192)])
+def test_the_fused_softmax_takes_sequences_up_to_its_own_longest(batch: Batch, backend: str, longest: int) -> None:
+    """In Megatron-LM of 2021, Megatron Core and Transformer Engine (16,383); beyond it all five kernels run."""
+    framework = replace(framework_of(backend), flash_attention=False)
+    opt = read_architecture("opt-350m")
+
+    def kernels(seq: int) -> float:
+        work = Workload(opt, batch(seq=seq), framework=framework, precision="bf16-mixed")
+        return float(sum(np.sum(call.count) for call in work.layer(opt.layers[-1]) if call.phase is Phase.FORWARD))
+
+    beyond = max(2 * longest, 16384)
+    assert kernels(beyond) == kernels(longest) + 4
+
+
 def test_elementwise_kernels_are_copies_of_as_many_bytes(batch: Batch) -> None:
     opt = read_architecture("opt-350m")
     calls = layer_calls(opt, batch(), "megatron-v2")

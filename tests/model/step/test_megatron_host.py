@@ -16,6 +16,8 @@ from moemodel.model.frameworks.megatron_lm import (
     DETERMINISTIC_HOST,
     LATENT_CALLS,
     RING_CALLS,
+    SHARD_CALLS,
+    TENSOR_CALLS,
     TRANSFORMER_ENGINE_HOST,
 )
 from moemodel.model.frameworks.moe_form import measured_layer
@@ -63,12 +65,47 @@ def dense_s() -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 
 def test_a_layer_costs_what_the_plain_one_does_whatever_it_fuses(tmp_path: Path) -> None:
-    """12 layers, less 6, at 3.1 times torch's measured layer, beside what a pass costs in calls of the mean one."""
-    alone = {"pass_calls": 0.0}
+    """12 layers, less 6, as often as its modules take torch's time, beside what a pass costs in calls of the mean one,
+    and each of its tensors."""
+    alone: dict[str, Any] = {"pass_calls": 0.0, "tensor_calls": (0.0, 0.0)}
     plain, gated = (host_s(tmp_path, changes, **alone) for changes in ({}, LLAMA))
     assert plain == pytest.approx(gated)
     half = host_s(tmp_path, {"--num-layers": 6}, **alone)
     assert plain - half == pytest.approx(6 * TRANSFORMER_ENGINE_HOST.forward * dense_s())
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({}, 12),  # four products and two norms, with a bias each
+        ({"--disable-bias-linear": True}, 8),
+        (LLAMA | {"--disable-bias-linear": True}, 6),  # gate and up-projection are one
+        ({"--qk-layernorm": True}, 14),  # assumed of norms of heads: no bias
+    ],
+)
+def test_each_tensor_costs_a_hook_and_a_part_of_the_step(tmp_path: Path, changes: dict[str, Any], tensors: int) -> None:
+    """Of a layer as Megatron joins them (core/models/gpt/gpt_layer_specs.py)."""
+    modules_s = TRANSFORMER_ENGINE_HOST.forward * dense_s() / np.array(measured_layer("dense_layer"))
+    with_tensors, without = (
+        cost(tmp_path, changes, pass_calls=0.0, **some) for some in ({}, {"tensor_calls": (0.0, 0.0)})
+    )
+    hooks_s = np.ravel(with_tensors.host.backward_s)[0] - np.ravel(without.host.backward_s)[0]
+    assert hooks_s == pytest.approx(12 * TENSOR_CALLS[0] * tensors * modules_s[1])
+    assert np.ravel(with_tensors.host.forward_s) == pytest.approx(np.ravel(without.host.forward_s))
+    lane = np.array(measured_layer("dense_layer"))
+    mean_s = TRANSFORMER_ENGINE_HOST.forward * dense_s().sum() / lane.sum()
+    looped_s = np.ravel(with_tensors.host_step_s)[0] - np.ravel(without.host_step_s)[0]
+    assert looped_s == pytest.approx(12 * TENSOR_CALLS[1] * tensors * mean_s, rel=0.3)  # of gated layers, too
+
+
+def test_megatron_fsdp_costs_each_layer_in_every_pass(tmp_path: Path) -> None:
+    """Gathered either way and scattered in each of the step's micro-batches; nothing where ZeRO shards states alone."""
+    sharded = {"--use-megatron-fsdp": True, "--data-parallel-sharding-strategy": "optim_grads_params"}
+    one = host_s(tmp_path, sharded, pass_calls=1.0) - host_s(tmp_path, sharded, pass_calls=0.0)
+    found = np.ravel(cost(tmp_path, sharded).host_exchange_s)[0]
+    micro_batches = 32 / (4 * 8)
+    assert found == pytest.approx(micro_batches * 12 * SHARD_CALLS * (one[0] + 2 * one[1]), rel=1e-6)
+    assert not np.ravel(cost(tmp_path, {"--use-distributed-optimizer": True}).host_exchange_s)[0]
 
 
 def test_a_pass_costs_as_much_whatever_it_passes(tmp_path: Path) -> None:
@@ -88,7 +125,7 @@ def test_the_same_bits_take_a_tenth_longer(tmp_path: Path) -> None:
 
 def test_a_forward_pass_that_runs_again_takes_as_long_again(tmp_path: Path) -> None:
     full = {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
-    alone = {"pass_calls": 0.0}
+    alone: dict[str, Any] = {"pass_calls": 0.0, "tensor_calls": (0.0, 0.0)}
     usual, again = (host_s(tmp_path, changes, **alone) for changes in ({}, full))
     layers_s = 12 * TRANSFORMER_ENGINE_HOST.forward * dense_s()[0]
     # the head's forward pass is not among what runs again, and a mean operator's share of it is
@@ -106,10 +143,11 @@ def test_a_ring_of_two_has_two_blocks_a_layer(tmp_path: Path) -> None:
 
 def test_latent_attention_has_kernels_beside_the_plain_layers(tmp_path: Path) -> None:
     latent = {"--multi-latent-attention": True, "--q-lora-rank": 192, "--kv-lora-rank": 64, "--qk-head-dim": 16}
-    found = host_s(tmp_path, latent, pass_calls=0.0) - host_s(tmp_path, {}, pass_calls=0.0)
+    alone: dict[str, Any] = {"pass_calls": 0.0, "tensor_calls": (0.0, 0.0)}
+    found = host_s(tmp_path, latent, **alone) - host_s(tmp_path, {}, **alone)
     each_s = TRANSFORMER_ENGINE_HOST.forward * dense_s() / np.array(measured_layer("dense_layer"))
     assert found == pytest.approx(12 * np.array(LATENT_CALLS) * each_s)
-    in_graphs = {"pass_calls": 0.0, "captured_parts": "attention"}
+    in_graphs = alone | {"captured_parts": "attention"}
     assert host_s(tmp_path, latent, **in_graphs) == pytest.approx(host_s(tmp_path, {}, **in_graphs))
 
 
@@ -123,6 +161,17 @@ def test_experts_one_by_one_cost_as_many_as_there_are_and_grouped_ones_as_three(
 
     assert of(6) - of(4) == pytest.approx(of(4) - of(2))
     assert of(8, **{"--moe-grouped-gemm": True}) == pytest.approx(of(3))
+
+
+def test_the_host_waits_for_each_routers_choice(tmp_path: Path) -> None:
+    """And queues what comes behind it while the device has nothing to do: not in a dense model."""
+    experts = {"--num-experts": 8, "--moe-router-topk": 2, "--disable-bias-linear": True, "--moe-grouped-gemm": True}
+    dense, sparse = (cost(tmp_path, changes) for changes in ({"--disable-bias-linear": True}, experts))
+    assert not np.ravel(dense.host_behind_s)[0]
+    assert not np.ravel(dense.host_sync_s)[0]
+    assert 0 < np.ravel(sparse.host_behind_s)[0] < np.ravel(sparse.host.forward_s)[0]
+    assert 0 < np.ravel(sparse.before_share)[0] < 1
+    assert np.ravel(sparse.host_sync_s)[0] > 0
 
 
 def test_a_slower_host_takes_longer_for_everything(tmp_path: Path) -> None:
