@@ -179,14 +179,11 @@ def _held_clocks(
     for _ in range(_ROUNDS):
         before, clocks = clocks, _settled(whole, clocks, clock_Hz_K, gain_Hz_per_J)
     rows = np.flatnonzero((np.abs(clocks - before) > _STEADY * clocks).any(axis=0))
-    found = clocks[:, rows]
-    for _ in range(_MORE_ROUNDS):
-        if not len(rows):
-            break
-        late = _settled(whole.take(rows), found, clock_Hz_K, gain_Hz_per_J)
-        clocks[:, rows] = late
-        moves = (late != found).any(axis=0)  # what does not, never will
-        rows, found = rows[moves], late[:, moves]
+    if len(rows):
+        some, found = whole.take(rows), clocks[:, rows]
+        for _ in range(_MORE_ROUNDS):
+            found = _settled(some, found, clock_Hz_K, gain_Hz_per_J)
+        clocks[:, rows] = found
     return list(clocks)
 
 
@@ -225,8 +222,6 @@ class _Cycle:
 
     def take(self, rows: IntArray) -> _Cycle:
         """Some cycles."""
-        if len(rows) == self.shape[1]:
-            return self
         every = (np.arange(self.shape[0])[:, None] * self.shape[1] + rows).ravel()
         return _Cycle(
             segments=self.segments.take(every),
