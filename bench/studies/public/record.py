@@ -15,6 +15,7 @@ from moemodel.model.core.interval import INTERVAL, Z
 from moemodel.model.frameworks.track_record import FrameworkRecord, TrackRecord, TrackRecords
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.step.system import system_of
+from studies.public.answers import alike
 from studies.public.document import SAID
 from studies.public.figures import Group, nearest_s
 from studies.public.run import Answer, calibration_of
@@ -66,14 +67,19 @@ def _record(missed: list[_Missed]) -> TrackRecord | None:
 
 
 def _missed(name: str, group: Group) -> Iterator[_Missed]:
+    known: dict[str, tuple[bool, float]] = {}
     for run, answer in group:
         published_s = nearest_s(run, answer)
         if published_s is None or answer.plan is None or answer.time is None:
             continue
-        experts = architecture_of(answer.plan).has_experts
-        machine = system_of(answer.plan, calibration_of(answer.plan))
+        shared = alike(answer.plan)
+        if shared not in known:
+            experts = architecture_of(answer.plan).has_experts
+            machine = system_of(answer.plan, calibration_of(answer.plan))
+            known[shared] = experts, machine.framework_error(experts=experts)
+        experts, error = known[shared]
         log = float(np.log(answer.time.value / published_s))
-        others = _reach(answer, log) ** 2 - machine.framework_error(experts=experts) ** 2
+        others = _reach(answer, log) ** 2 - error**2
         yield _Missed(log=log, others=others, framework=answer.plan.backend, experts=experts, group=name)
 
 
