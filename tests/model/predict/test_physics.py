@@ -13,6 +13,7 @@ bounds that the tests name, each a hair above the worst that was seen.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -58,6 +59,7 @@ class Change:
 class Sample:
     """Some plans and what is predicted of them, as they are and changed (`changes_of`)."""
 
+    number: int
     drawn: Drawn
     found: Prediction
     changed: dict[str, tuple[BoolArray, Prediction]]
@@ -76,9 +78,14 @@ class Sample:
         assert rows.all()
         return found
 
-    def on(self, system: System) -> Prediction:
-        """The same plans on another system."""
-        return predict(self.drawn.architecture, self.plans, system)
+    def share(self, number: int, of: int) -> BoolArray:
+        """One of so many shares of the plans, each of other draws: of other pipelines, lengths and degrees."""
+        place = np.arange(len(self.plans)) * of // len(self.plans)
+        return np.asarray(place == number % of)
+
+    def on(self, system: System, rows: BoolArray) -> Prediction:
+        """Some of the plans on another system."""
+        return predict(self.drawn.architecture, self.plans.take(rows), system)
 
 
 def changes_of(drawn: Drawn) -> dict[str, Change]:
@@ -109,7 +116,7 @@ def changes_of(drawn: Drawn) -> dict[str, Change]:
     return {name: change for name, change in found.items() if change.rows.any()}
 
 
-def sample_of(drawn: Drawn) -> Sample:
+def sample_of(number: int, drawn: Drawn) -> Sample:
     """Plans and their changes, predicted as one batch: its time is mostly that of numpy's calls."""
     batches = {"": drawn.plans}
     changes = changes_of(drawn)
@@ -125,6 +132,7 @@ def sample_of(drawn: Drawn) -> Sample:
     parts = np.split(np.arange(ends[-1]), ends[:-1])
     found = {name: take_rows(together, rows) for name, rows in zip(batches, parts, strict=True)}
     return Sample(
+        number=number,
         drawn=drawn,
         found=found[""],
         changed={name: (change.rows, found[name]) for name, change in changes.items()},
@@ -134,7 +142,7 @@ def sample_of(drawn: Drawn) -> Sample:
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
     drawn = draw(round(1.05 * _PLANS / _ARCHITECTURES / _LINES), seed=1, lines=_LINES)
-    found = [sample_of(some) for some in drawn if len(some.plans)]
+    found = [sample_of(number, some) for number, some in enumerate(drawn) if len(some.plans)]
     assert sum(len(sample.plans) for sample in found) >= _PLANS
     return found
 
@@ -152,9 +160,11 @@ def hold(
         few: bound of a few plans.
     """
     worst: dict[str, tuple[float, int, str]] = {}
+    asked: Counter[str] = Counter()
     for sample in samples:
         for name, rows, values in excess(sample):
             plans = sample.plans if rows is None else sample.plans.take(rows)
+            asked[name] += len(plans)
             filled = (plans.zero_stage >= 2) & plans.schedules.splits_backward
             bad = ~(values <= np.where(filled, _FILLED_BUBBLES, _TOLERANCE))  # NaN too
             if not bad.any():
@@ -164,8 +174,7 @@ def hold(
             before = worst.get(name, (0.0, 0, ""))
             text = f"{sample.drawn.label}: {plan}" if values[index] > before[0] else before[2]
             worst[name] = (max(before[0], float(values[index])), before[1] + int(bad.sum()), text)
-    most = _FEW * sum(len(sample.plans) for sample in samples)
-    wrong = {name: found for name, found in worst.items() if found[0] > few or found[1] > most}
+    wrong = {name: found for name, found in worst.items() if found[0] > few or found[1] > _FEW * asked[name]}
     assert not wrong, "\n".join(
         f"{name}: {count} plans, worst {value:.4g}: {at}" for name, (value, count, at) in wrong.items()
     )
@@ -221,11 +230,16 @@ def test_more_power_is_never_slower(samples: list[Sample]) -> None:
 
 
 def test_more_bandwidth_is_never_slower(samples: list[Sample]) -> None:
-    def excess(sample: Sample) -> Iterator[tuple[str, None, FloatArray]]:
-        for name, factor in (("nic_Bps", 0.5), ("node_Bps", 0.5), ("nic_latency_s", 4.0)):
-            network = sample.system.network
+    """Each plan is asked for one link, in turns: a system of its own is predicted anew. A third of the plans has what
+    all have: every architecture, framework, schedule and dispatch, and all but a few pairs of degrees.
+    """
+
+    def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
+        for turn, (name, factor) in enumerate((("nic_Bps", 0.5), ("node_Bps", 0.5), ("nic_latency_s", 4.0))):
+            network, rows = sample.system.network, sample.share(turn + sample.number, of=3)
             worse = replace(network, **{name: factor * getattr(network, name)})
-            yield name, None, slower(sample.found, sample.on(replace(sample.system, network=worse)))
+            found = sample.on(replace(sample.system, network=worse), rows)
+            yield name, rows, slower(sample.found.step_time_s[rows], found)
 
     hold(samples, excess, few=0.011)  # two plans that pass parameters on around a filled pipeline under a deep cap
 
@@ -307,18 +321,20 @@ def _phase_powers_W(sample: Sample, found: Prediction) -> list[FloatArray]:
 
 
 def test_intervals_widen_outside_the_clocks_that_were_measured(samples: list[Sample]) -> None:
-    """Beside a calibration that is said to have been measured at all clocks."""
+    """Beside a calibration that is said to have been measured at all clocks. Of each sample a sixth, at clocks of all
+    its range: nothing else of a plan is read.
+    """
 
-    def excess(sample: Sample) -> Iterator[tuple[str, None, FloatArray]]:
-        calibration = sample.system.calibration
+    def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
+        calibration, rows = sample.system.calibration, sample.share(0, of=6)
         everywhere = calibration.model_copy(update={"clock_measured_Hz": (1e6, 1e10)})
-        inside = sample.on(replace(sample.system, calibration=everywhere))
+        inside, found = sample.on(replace(sample.system, calibration=everywhere), rows), take_rows(sample.found, rows)
         low_Hz, high_Hz = calibration.clock_measured_Hz
-        outside = (sample.found.clock_Hz < 0.98 * low_Hz) | (sample.found.clock_Hz > 1.02 * high_Hz)
+        outside = (found.clock_Hz < 0.98 * low_Hz) | (found.clock_Hz > 1.02 * high_Hz)
         for name in ("step_time_error", "energy_error"):
-            wider = getattr(sample.found, name) > getattr(inside, name)
-            yield f"{name} outside", None, (outside & ~wider).astype(np.float64)
-            yield f"{name} inside", None, np.where(outside, 0.0, getattr(inside, name) - getattr(sample.found, name))
+            wider = getattr(found, name) > getattr(inside, name)
+            yield f"{name} outside", rows, (outside & ~wider).astype(np.float64)
+            yield f"{name} inside", rows, np.where(outside, 0.0, getattr(inside, name) - getattr(found, name))
 
     hold(samples, excess)
 
