@@ -380,9 +380,7 @@ def _coordinate(free: BoundedParameter, value: float) -> float:
     return float(np.log(value)) if free.logarithmic else value
 
 
-def _log_ratio(
-    p: dict[str, float], data: Observations, chip: RooflineChip, least: Work | None = None
-) -> FloatArray:
+def _log_ratio(p: dict[str, float], data: Observations, chip: RooflineChip, least: Work | None = None) -> FloatArray:
     """log(analytic / measured); `least` is the work of a call, if it is known."""
     compute_s, memory_s = parts(data.kind, data.direction, p, chip, data.shape, least)
     time_s = time_at(p, compute_s, memory_s, chip.clock_Hz / data.clock_Hz)

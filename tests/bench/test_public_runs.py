@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from public_runs import groups
 
 from moemodel.model.core.documents import read_json
 from moemodel.model.frameworks.track_record import TrackRecords, track_records
-from public_runs import groups
 from studies.public.record import AGAIN
 
 _SHARED = Path(__file__).parents[3] / "shared"

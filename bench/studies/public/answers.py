@@ -78,7 +78,9 @@ def _together(runs: Sequence[PublicRun]) -> list[Answer]:
     """
     architecture, one = architecture_of(_plan(runs[0])), _plan(runs[0])
     system = system_of(one, calibration_of(one))
-    refused = {place: reason for place, run in enumerate(runs) if (reason := _refusal(_plan(run), architecture, system))}
+    refused = {
+        place: reason for place, run in enumerate(runs) if (reason := _refusal(_plan(run), architecture, system))
+    }
     legal = [place for place in range(len(runs)) if place not in refused]
     plans = [_plan(runs[place]) for place in legal]
     if not plans:
