@@ -79,8 +79,8 @@ class Sample:
         return found
 
     def share(self, number: int, of: int) -> BoolArray:
-        """One of so many shares of the plans, of other pipelines in each, which are laid out one by one; all plans where
-        there are fewer pipelines."""
+        """One of so many shares of the plans, of other pipelines in each, which are laid out one by one; all plans
+        where there are fewer pipelines."""
         first, pipeline = distinct_rows([self.plans.pp, self.plans.virtual_stages])
         return np.asarray((pipeline % of == number % of) | (len(first) < of))
 
@@ -231,9 +231,10 @@ def test_more_power_is_never_slower(samples: list[Sample]) -> None:
 
 
 def test_more_bandwidth_is_never_slower(samples: list[Sample]) -> None:
-    """The pipelines of a sample are asked for one link each, in turns, since a system of its own is predicted anew. That
-    is half of the plans for each link, among which is every value of every column, under every architecture and software,
-    and 96 of 100 pairs of these that all plans have.
+    """The pipelines of a sample are asked for one link each, in turns, since a system of its own is predicted anew.
+
+    That is half of the plans for each link, among which are every value of every column, every architecture and every
+    software, and of 100 pairs of these that all plans have 96.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
