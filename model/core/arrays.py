@@ -75,7 +75,7 @@ def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
 def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
     if isinstance(value, np.ndarray):
         return at_rows(value, rows)
-    names = _given(type(value))
+    names = _given(value.__class__)
     if names is not None:
         return type(value)(**{name: _taken(getattr(value, name), rows) for name in names})
     if isinstance(value, list):
@@ -100,7 +100,7 @@ def _joined(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, np.ndarray):
         return np.concatenate(values)
-    names = _given(type(first))
+    names = _given(first.__class__)
     if names is not None:
         return type(first)(**{name: _joined([getattr(value, name) for value in values]) for name in names})
     return first
