@@ -32,7 +32,7 @@ from moemodel.model.device.roofline import (
     shape_features,
     time_at,
 )
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, Work, work
 from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
 
 _Name = TypeVar("_Name", Kind, Pass)
@@ -211,9 +211,9 @@ def fit_operator(data: Observations, chip: RooflineChip, source: str) -> tuple[O
         source: where the times come from, for the calibration.
     """
     data = _with_clock(data, chip)
-    errors = _held_out(data, chip)
-    known = data.shapes > 1
-    fit = _fit(data, chip, _analytic(data, chip), source, log_error=_spread(errors) if known else _ONE_SHAPE_LOG_ERROR)
+    p, known = _analytic(data, chip), data.shapes > 1
+    errors = _held_out(data, chip) if known else _log_ratio(p, data, chip)  # a lone shape's, from its own
+    fit = _fit(data, chip, p, source, log_error=_spread(errors) if known else _ONE_SHAPE_LOG_ERROR)
     absolute = np.abs(np.expm1(errors))
     summary = HeldOut(
         kind=data.kind,
@@ -236,9 +236,7 @@ def _with_clock(data: Observations, chip: RooflineChip) -> Observations:
 
 
 def _held_out(data: Observations, chip: RooflineChip) -> FloatArray:
-    """log(predicted / measured) of every row, from fits that did not see its shape; of a lone shape, from its own."""
-    if data.shapes < 2:
-        return _log_ratio(_analytic(data, chip), data, chip)
+    """log(predicted / measured) of every row, from fits that did not see its shape."""
     fold = np.random.default_rng(0).permutation(data.shapes)[data.group] % min(_FOLDS, data.shapes)
     errors = np.zeros(len(data))
     for index in np.unique(fold):
@@ -287,13 +285,15 @@ class FormErrors:
     free: dict[str, BoundedParameter]
     low: FloatArray
     high: FloatArray
+    least: Work  # of a call of each shape, whatever the parameters
 
     @classmethod
     def of(cls, data: Observations, chip: RooflineChip) -> FormErrors:
         """Those of an operator's observations, in the parameters that they say something about."""
         free = _free_parameters(data)
         low, high = (np.array([_coordinate(f, getattr(f, edge)) for f in free.values()]) for edge in ("low", "high"))
-        return cls(data=data, chip=chip, free=free, low=low, high=high)
+        least = work(data.kind, data.direction, data.shape)
+        return cls(data=data, chip=chip, free=free, low=low, high=high, least=least)
 
     def encode(self, p: dict[str, float]) -> FloatArray:
         """Coordinates of parameters, [K]."""
@@ -305,7 +305,7 @@ class FormErrors:
 
     def errors(self, x: FloatArray) -> FloatArray:
         """log(analytic / measured) at coordinates [K], of each row [N]."""
-        return _log_ratio(self.decode(x), self.data, self.chip)
+        return _log_ratio(self.decode(x), self.data, self.chip, self.least)
 
     def slopes(self, x: FloatArray) -> FloatArray:
         """Derivatives of the errors, [N, K], by differences that are evaluated all at once."""
@@ -323,11 +323,11 @@ class FormErrors:
         """Times of SMs and memory at many coordinates, each [M, N]; rows of another `_ALONE` than the first in turn."""
         p, data = self._columns(x_MK), self.data
         alone = {name: float(p[name][0, 0]) for name in _ALONE if name in p}
-        both_s = parts(data.kind, data.direction, p | alone, self.chip, data.shape)
+        both_s = parts(data.kind, data.direction, p | alone, self.chip, data.shape, self.least)
         compute_s, memory_s = (np.array(part_s) for part_s in both_s)
         for row in sorted({int(m) for name in alone for m in np.flatnonzero(p[name][:, 0] != alone[name])}):
             own = self.decode(x_MK[row])
-            compute_s[row], memory_s[row] = parts(data.kind, data.direction, own, self.chip, data.shape)
+            compute_s[row], memory_s[row] = parts(data.kind, data.direction, own, self.chip, data.shape, self.least)
         return compute_s, memory_s
 
     def _columns(self, x_MK: FloatArray) -> dict[str, Any]:
@@ -380,9 +380,9 @@ def _coordinate(free: BoundedParameter, value: float) -> float:
     return float(np.log(value)) if free.logarithmic else value
 
 
-def _log_ratio(p: dict[str, float], data: Observations, chip: RooflineChip) -> FloatArray:
-    """log(analytic / measured)."""
-    compute_s, memory_s = parts(data.kind, data.direction, p, chip, data.shape)
+def _log_ratio(p: dict[str, float], data: Observations, chip: RooflineChip, least: Work | None = None) -> FloatArray:
+    """log(analytic / measured); `least` is the work of a call, if it is known."""
+    compute_s, memory_s = parts(data.kind, data.direction, p, chip, data.shape, least)
     time_s = time_at(p, compute_s, memory_s, chip.clock_Hz / data.clock_Hz)
     return np.asarray(np.log(time_s) - np.log(data.time_s))
 

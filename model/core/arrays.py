@@ -75,19 +75,20 @@ def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
 def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
     if isinstance(value, np.ndarray):
         return at_rows(value, rows)
+    names = _given(value.__class__)
+    if names is not None:
+        return type(value)(**{name: _taken(getattr(value, name), rows) for name in names})
     if isinstance(value, list):
         return [value[place] for place in np.arange(len(value))[rows]]
     if isinstance(value, dict):
         return {key: _taken(one, rows) for key, one in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{name: _taken(getattr(value, name), rows) for name in _given(type(value))})
     return value
 
 
 @cache
-def _given(record: type[Any]) -> tuple[str, ...]:
-    """Names of what a dataclass is made of."""
-    return tuple(f.name for f in fields(record) if f.init)
+def _given(record: type[Any]) -> tuple[str, ...] | None:
+    """Names of what a dataclass is made of; None: it is none."""
+    return tuple(f.name for f in fields(record) if f.init) if is_dataclass(record) else None
 
 
 def one_behind_another(records: Sequence[_Record]) -> _Record:
@@ -99,8 +100,8 @@ def _joined(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, np.ndarray):
         return np.concatenate(values)
-    if is_dataclass(first) and not isinstance(first, type):
-        names = _given(type(first))
+    names = _given(first.__class__)
+    if names is not None:
         return type(first)(**{name: _joined([getattr(value, name) for value in values]) for name in names})
     return first
 

@@ -174,69 +174,107 @@ def _held_clocks(
     gain_Hz_per_J: float,
 ) -> list[FloatArray]:
     """Clocks of cycles that the limit holds back in some stretch, or may."""
-    cycle = [stretch.rising() for stretch in cycle]
-    clocks = before = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
+    whole = _Cycle.of([stretch.rising() for stretch in cycle], limit_W_P, highest_Hz_P)
+    clocks = before = _alone(whole.segments, clock_Hz_K, whole.limit_W, whole.highest_Hz).reshape(whole.shape)
     for _ in range(_ROUNDS):
-        before, clocks = clocks, _settled(cycle, clocks, clock_Hz_K, limit_W_P, highest_Hz_P, gain_Hz_per_J)
-    moving = np.logical_or.reduce(
-        [np.abs(now - then) > _STEADY * now for now, then in zip(clocks, before, strict=True)]
-    )
-    if not moving.any():
-        return clocks
-    rows = np.flatnonzero(moving)
-    some, found = [stretch.take(rows) for stretch in cycle], [clock[rows] for clock in clocks]
-    for _ in range(_MORE_ROUNDS):
-        found = _settled(some, found, clock_Hz_K, limit_W_P[rows], highest_Hz_P[rows], gain_Hz_per_J)
-    for clock, late in zip(clocks, found, strict=True):
-        clock[rows] = late
-    return clocks
+        before, clocks = clocks, _settled(whole, clocks, clock_Hz_K, gain_Hz_per_J)
+    rows = np.flatnonzero((np.abs(clocks - before) > _STEADY * clocks).any(axis=0))
+    if len(rows):
+        some, found = whole.take(rows), clocks[:, rows]
+        for _ in range(_MORE_ROUNDS):
+            found = _settled(some, found, clock_Hz_K, gain_Hz_per_J)
+        clocks[:, rows] = found
+    return list(clocks)
 
 
-def _settled(
-    cycle: Sequence[PowerSegment],
-    clocks: Sequence[FloatArray],
-    clock_Hz_K: FloatArray,
-    limit_W_P: FloatArray,
-    highest_Hz_P: FloatArray,
-    gain_Hz_per_J: float,
-) -> list[FloatArray]:
-    """Mean clocks of a cycle whose powers, which rise, and times are taken at some clocks."""
-    moves = [
-        _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
-        for stretch, clock in zip(cycle, clocks, strict=True)
-    ]
-    times = [
-        time_at_clock(stretch.time_s_UK, clock_Hz_K, clock, stretch.row_P)
-        for stretch, clock in zip(cycle, clocks, strict=True)
-    ]
-    kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
+@dataclass(frozen=True, kw_only=True)
+class _Cycle:
+    """Cycles whose stretches stand one behind another, [S x P], each in all P cycles: they are asked about together,
+    since a single plan's time is that of numpy's calls.
+
+    Attributes:
+        segments: the stretches.
+        limit_W, highest_Hz: slow limit on power, and highest clock that may be set, of each.
+        shape: stretches and cycles, [S, P].
+    """
+
+    segments: PowerSegment
+    limit_W: FloatArray
+    highest_Hz: FloatArray
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, stretches: Sequence[PowerSegment], limit_W_P: FloatArray, highest_Hz_P: FloatArray) -> _Cycle:
+        """Of stretches in order."""
+        priced, count = len(stretches[0].time_s_UK), len(stretches)
+        row_P = np.arange(priced) if stretches[0].row_P is None else stretches[0].row_P
+        together = PowerSegment(
+            time_s_UK=_one_below_another([stretch.time_s_UK for stretch in stretches]),
+            power_W_UK=_one_below_another([stretch.power_W_UK for stretch in stretches]),
+            row_P=np.concatenate([place * priced + row_P for place in range(count)]),
+        )
+        return cls(
+            segments=together,
+            limit_W=np.tile(limit_W_P, count),
+            highest_Hz=np.tile(highest_Hz_P, count),
+            shape=(count, len(row_P)),
+        )
+
+    def take(self, rows: IntArray) -> _Cycle:
+        """Some cycles."""
+        every = (np.arange(self.shape[0])[:, None] * self.shape[1] + rows).ravel()
+        return _Cycle(
+            segments=self.segments.take(every),
+            limit_W=self.limit_W[every],
+            highest_Hz=self.highest_Hz[every],
+            shape=(self.shape[0], len(rows)),
+        )
+
+
+def _one_below_another(values_UK: Sequence[FloatArray]) -> FloatArray:
+    """Rows of several arrays in one, stored clock by clock."""
+    return np.concatenate([values.T for values in values_UK], axis=1).T
+
+
+def _settled(cycle: _Cycle, clocks_SP: FloatArray, clock_Hz_K: FloatArray, gain_Hz_per_J: float) -> FloatArray:
+    """Mean clocks of a cycle whose powers, which rise, and times are taken at some clocks, [S, P]."""
+    parts, clocks = cycle.segments, clocks_SP.ravel()
+    move = _clock_response(parts, clock_Hz_K, clocks, cycle.limit_W, cycle.highest_Hz, gain_Hz_per_J)
+    time = time_at_clock(parts.time_s_UK, clock_Hz_K, clocks, parts.row_P)
+    keep = np.exp(-time / move.lag_s)
+    pulled_SP, keep_SP = (move.target_Hz * (1 - keep)).reshape(cycle.shape), keep.reshape(cycle.shape)
+    highest_Hz_P = cycle.highest_Hz[: cycle.shape[1]]
     low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
-    gain, offset_Hz, least_Hz, most_Hz = _whole_cycle(moves, kept)
+    gain, offset_Hz, least_Hz, most_Hz = _whole_cycle(pulled_SP, keep_SP, move.lowest_Hz, highest_Hz_P)
     for _ in range(_HALVINGS):
         begin = (low + high) / 2
         rises = _between(gain * begin + offset_Hz, least_Hz, most_Hz) > begin
         low, high = np.where(rises, begin, low), np.where(rises, high, begin)
-    found, at = [], (low + high) / 2
-    for move, keep, time in zip(moves, kept, times, strict=True):
-        found.append(move.mean(at, keep, time))
-        at = move.end(at, keep)
-    return found
+    at = [(low + high) / 2]
+    for target_Hz, kept in zip(move.target_Hz.reshape(cycle.shape)[:-1], keep_SP, strict=False):
+        at.append(_ended_Hz(target_Hz, at[-1], kept, move.lowest_Hz, highest_Hz_P))
+    return move.mean(np.concatenate(at), keep, time).reshape(cycle.shape)
 
 
 def _whole_cycle(
-    moves: Sequence[_ClockResponse], kept: Sequence[FloatArray]
+    pulled_Hz_SP: FloatArray, keep_SP: FloatArray, lowest_Hz: float, highest_Hz_P: FloatArray
 ) -> tuple[FloatArray | float, FloatArray | float, FloatArray | float, FloatArray | float]:
     """Where a cycle ends that began at a clock, as gain x clock + offset between a least and a most: every stretch of
-    it ends so (`_ClockResponse.end`), and with gains above nothing one behind another do too."""
+    it ends so (`_ClockResponse.end`), and with gains above nothing one behind another do too.
+
+    Args:
+        pulled_Hz_SP: the share of its way to its target that each stretch goes, times that target.
+        keep_SP: the share that it does not.
+        lowest_Hz, highest_Hz_P: no cycle begins below or above these.
+    """
     gain: FloatArray | float = 1.0
     offset: FloatArray | float = 0.0
-    least: FloatArray | float = moves[0].lowest_Hz  # no cycle begins below or above these
-    most: FloatArray | float = moves[0].highest_Hz
-    for move, keep in zip(moves, kept, strict=True):
-        pulled_Hz = move.target_Hz * (1 - keep)
+    least: FloatArray | float = lowest_Hz
+    most: FloatArray | float = highest_Hz_P
+    for pulled_Hz, keep in zip(pulled_Hz_SP, keep_SP, strict=True):
         gain, offset = gain * keep, offset * keep + pulled_Hz
-        least = _between(least * keep + pulled_Hz, move.lowest_Hz, move.highest_Hz)
-        most = _between(most * keep + pulled_Hz, move.lowest_Hz, move.highest_Hz)
+        least = _between(least * keep + pulled_Hz, lowest_Hz, highest_Hz_P)
+        most = _between(most * keep + pulled_Hz, lowest_Hz, highest_Hz_P)
     return gain, offset, least, most
 
 
@@ -251,8 +289,7 @@ class _ClockResponse:
 
     def end(self, begin_Hz: FloatArray, keep: FloatArray) -> FloatArray:
         """Where it gets to; `keep` is exp(-time / lag)."""
-        free = self.target_Hz + (begin_Hz - self.target_Hz) * keep
-        return _between(free, self.lowest_Hz, self.highest_Hz)
+        return _ended_Hz(self.target_Hz, begin_Hz, keep, self.lowest_Hz, self.highest_Hz)
 
     def mean(self, begin_Hz: FloatArray, keep: FloatArray, time_s: FloatArray) -> FloatArray:
         """Mean over the stretch; the time at the highest clock counts from when it was reached."""
@@ -265,6 +302,13 @@ class _ClockResponse:
             rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
             mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s
         return _between(np.where(time_s > 0, mean, begin_Hz), self.lowest_Hz, self.highest_Hz)
+
+
+def _ended_Hz(
+    target_Hz: FloatArray, begin_Hz: FloatArray, keep: FloatArray, lowest_Hz: float, highest_Hz: FloatArray
+) -> FloatArray:
+    """Where a clock gets to that keeps a share of its way to a target."""
+    return _between(target_Hz + (begin_Hz - target_Hz) * keep, lowest_Hz, highest_Hz)
 
 
 def _alone(

@@ -197,12 +197,12 @@ class OperatorCostModel:
     def _with_cycles(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
         """With what calls take of SMs behind what they move, and beside it."""
         every = [call for called in operators for _, call in called]
+        if all(_is_nothing(call.sm_cycles) and _is_nothing(call.added_s) for call in every):
+            return price
         cycles, added = (
             [np.broadcast_to(one, shapes) for one in column]
             for column in zip(*((call.sm_cycles, call.added_s) for call in every), strict=True)
         )
-        if not any(each.any() for each in (*cycles, *added)):
-            return price
         busy_s = np.concatenate(cycles)[:, None] / (self.chip.multiprocessors * self.clock_Hz_K)
         more_s = busy_s + np.concatenate(added)[:, None]
         return replace(price, time_s_UK=price.time_s_UK + more_s, busy_s_UK=price.busy_s_UK + busy_s)
@@ -218,6 +218,10 @@ class OperatorCostModel:
         true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
         true_UK = np.maximum(true_UK, clocks[0])
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def _is_nothing(values: FloatArray | float) -> bool:
+    return not (values if isinstance(values, float) else values.any())
 
 
 def _of_mean_rank(price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> tuple[Work, FloatArray]:

@@ -380,6 +380,5 @@ def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:
     """How many octaves a shape lies outside the measured box, summed over features; one where nothing was measured."""
     if not fit.measured:
         return np.ones(len(features))
-    bounds = np.asarray([fit.measured[name] for name in FEATURES[form_of(fit.kind)]])
-    low, high = np.log2(np.maximum(bounds, _LEAST_SIZE)).T
+    low, high = np.log2(np.maximum(fit.box, _LEAST_SIZE)).T
     return np.asarray((np.maximum(low - features, 0.0) + np.maximum(features - high, 0.0)).sum(axis=1))

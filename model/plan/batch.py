@@ -135,7 +135,9 @@ class PlanBatch:
         return [self.pp, self.virtual_stages, self.schedules.folds.astype(np.int64)]
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
-        """The plans at these rows."""
+        """The plans at these rows; of a single plan's first row itself, since plans are not changed in place."""
+        if len(self) == len(rows) == 1 and rows.dtype != np.bool_:
+            return self
         return PlanBatch(**{f.name: at_rows(getattr(self, f.name), rows) for f in fields(self)})
 
     def with_limits_Hz(self, limits_Hz: FloatArray) -> PlanBatch:

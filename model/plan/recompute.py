@@ -90,6 +90,8 @@ def recomputed_layers(numbers: IntArray, layers: FloatArray) -> FloatArray:
         numbers: of the plans.
         layers: of a chunk of the pipeline, in the mean. [P]
     """
+    if not numbers.any():
+        return np.zeros(len(numbers))
     every = (numbers > _EVERY) & (numbers <= _EVERY + _MOST)
     first = numbers > _FIRST
     return np.select(

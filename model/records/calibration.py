@@ -155,6 +155,11 @@ class OperatorFit(Strict):
         """The parameters' values by name."""
         return {name: parameter.value for name, parameter in self.parameters.items()}
 
+    @cached_property
+    def box(self) -> FloatArray:
+        """Smallest and largest of each feature that was measured, in order, [F, 2]; a changed fit is made anew."""
+        return np.asarray([self.measured[name] for name in operator_features(self.kind)])
+
     @field_validator("parameters")
     @classmethod
     def _whole(cls, parameters: dict[str, Parameter], info: ValidationInfo) -> dict[str, Parameter]:

@@ -9,6 +9,7 @@ group that was not measured takes the nearest one's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
 
@@ -32,6 +33,11 @@ class LinkCurve(Strict):
     across: Switch = False
     size_B: list[Annotated[Real, Field(le=1e18)]] = Field(min_length=1, description="of the full tensor, rising")
     log_ratio: list[_LogRatio] = Field(description="log(measured time / formula) at each size")
+
+    @cached_property
+    def points(self) -> tuple[FloatArray, FloatArray]:
+        """Logarithms of the sizes, and the ratios there. A changed curve is made anew, never copied."""
+        return np.log(self.size_B), np.asarray(self.log_ratio, dtype=np.float64)
 
     @model_validator(mode="after")
     def _rising(self) -> LinkCurve:
@@ -66,4 +72,4 @@ def correction(curves: Sequence[LinkCurve], size_B: FloatArray, ranks: FloatArra
 
 
 def _factor(curve: LinkCurve, log_size: FloatArray) -> FloatArray:
-    return np.asarray(np.exp(np.interp(log_size, np.log(curve.size_B), curve.log_ratio)))
+    return np.asarray(np.exp(np.interp(log_size, *curve.points)))

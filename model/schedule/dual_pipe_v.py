@@ -15,11 +15,13 @@ the two chunks of the last stage need no message between them.
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, largest
 from moemodel.model.schedule.base import Messages, Piece, Schedule, Sizes, StageTimes, Work
 
 _ROUNDS = 6  # micro-batches that are walked, over stages: 2 at least (`least_rounds`), assumed to be steady by then
@@ -78,9 +80,10 @@ class DualPipeV(Schedule):
         passes = _Passes(times)
         out = np.zeros(passes.shape)
         micro_batches = sizes.micro_batches[:, 0]
-        for m in np.unique(micro_batches).tolist():
-            rows = np.flatnonzero(micro_batches == m)
-            out[rows] = _makespan(passes, rows, m)
+        walked = np.minimum(micro_batches, _ROUNDS * passes.stages + 1)  # as one, all of which more are not walked
+        for m in np.unique(walked).tolist():
+            rows = np.flatnonzero(walked == m)
+            out[rows] = _makespan(passes, rows, micro_batches[rows, None])
         return out
 
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
@@ -143,10 +146,13 @@ class _Passes:
         self._times = {"F": whole, "B": inputs, "W": weights}
         self._place = place
 
-    def took(self, work: Work, rows: IntArray) -> FloatArray:
-        """Of some plans, [P, X]."""
-        stage = min(work.chunk, 2 * self.stages - 1 - work.chunk)
-        return np.asarray(self._times[work.kind][self._place[stage]][rows])
+    def took(self, rows: IntArray) -> list[list[FloatArray]]:
+        """Of some plans each of `_FORMS` of a piece, on each stage, [P, X]."""
+        by_class = [
+            [sum((self._times[kind][place][rows] for kind in form), np.zeros(())) for form in _FORMS]
+            for place in range(len(self._times["F"]))
+        ]
+        return [by_class[place] for place in self._place]
 
     def slowest_s(self, rows: IntArray) -> FloatArray:
         """All work of one micro-batch on the slowest stage, [P, X]."""
@@ -154,11 +160,11 @@ class _Passes:
         return np.asarray(np.maximum.reduce([2 * (f + b + w)[rows] for f, b, w in kinds]))
 
 
-def _makespan(passes: _Passes, rows: IntArray, m: int) -> FloatArray:
-    """Of plans with m micro-batches."""
-    walked = _ROUNDS * passes.stages
-    if m <= walked:
-        return _walk(passes, rows, max(m, DualPipeV.least_rounds * passes.stages))  # fewer are no plan
+def _makespan(passes: _Passes, rows: IntArray, m: IntArray) -> FloatArray:
+    """Of plans with m micro-batches, [P, 1]: as many as are walked, or more than that."""
+    walked, most = _ROUNDS * passes.stages, int(m.max())
+    if most <= walked:
+        return _walk(passes, rows, max(most, DualPipeV.least_rounds * passes.stages))  # fewer are no plan
     before, last = _walk(passes, rows, walked - 1), _walk(passes, rows, walked)
     return np.asarray(last + (m - walked) * np.maximum(last - before, passes.slowest_s(rows)))
 
@@ -166,22 +172,44 @@ def _makespan(passes: _Passes, rows: IntArray, m: int) -> FloatArray:
 def _walk(passes: _Passes, rows: IntArray, m: int) -> FloatArray:
     """The longest path through all work of a step: every stage does its pieces in order, as soon as what they need is
     there, [P, X]."""
-    n = passes.stages
+    took = passes.took(rows)
+    free = [np.zeros((len(rows), *passes.shape[1:])) for _ in range(passes.stages)]
+    done: list[FloatArray] = []
+    for stage, form, *needs in _turns(passes.stages, m).tolist():
+        begun = free[stage]
+        for need in needs:
+            if need >= 0:
+                begun = np.maximum(begun, done[need])
+        free[stage] = begun + took[stage][form]
+        done.append(free[stage])
+    return largest(free)
+
+
+_FORMS = (("F",), ("B",), ("W",), ("B", "W"), ("F", "B", "W"))  # that a piece may have
+
+
+@lru_cache(maxsize=256)  # of some 50 kB each; plans of a batch share what they have in common
+def _turns(n: int, m: int) -> NDArray[np.int32]:
+    """Every piece of all stages, in an order in which none comes before what it needs: stage, place in `_FORMS`, and
+    the turns of up to two pieces of other work that it needs, -1 for none. The same however long passes take."""
     sizes = Sizes(stages=n, virtual=2, micro_batches=m)
     left = [deque(DualPipeV().pieces(stage, sizes)) for stage in range(n)]
-    free = [np.zeros((len(rows), *passes.shape[1:])) for _ in range(n)]
-    done: dict[Work, FloatArray] = {}
+    done: dict[Work, int] = {}
+    turns: list[tuple[int, int, int, int]] = []
     while any(left):
-        before = len(done)
+        before = len(turns)
         for stage, queue in enumerate(left):
-            while queue and all(need in done for need in _needs(queue[0], 2 * n - 1)):
+            while queue:
+                needs = _needs(queue[0], 2 * n - 1)
+                if not all(need in done for need in needs):
+                    break
                 piece = queue.popleft()
-                begun = np.maximum.reduce([free[stage], *(done[need] for need in _needs(piece, 2 * n - 1))])
-                free[stage] = begun + sum(passes.took(work, rows) for work in piece)
-                done |= dict.fromkeys(piece, free[stage])
-        if len(done) == before:  # never of an order of ours, which tests walk
+                done |= dict.fromkeys(piece, len(turns))
+                first, second = [*(done[need] for need in needs), -1, -1][:2]
+                turns.append((stage, _FORMS.index(tuple(work.kind for work in piece)), first, second))
+        if len(turns) == before:  # never of an order of ours, which tests walk
             raise RuntimeError(f"{DualPipeV.name}: stages wait for each other with {m} micro-batches")
-    return np.asarray(np.maximum.reduce(free))
+    return np.array(turns, dtype=np.int32)
 
 
 def _needs(piece: Piece, last: int) -> list[Work]:

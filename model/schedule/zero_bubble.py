@@ -27,7 +27,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes, Work
 from moemodel.model.schedule.interleaved import turns
 
@@ -63,12 +63,14 @@ class ZeroBubble(Schedule):
         count, plans, clocks = stages.forward_s.shape
         out = np.zeros((plans, clocks))
         rows_at_once = max(1, _ELEMENTS // (count * clocks))
-        pairs = np.stack([sizes.micro_batches[:, 0], sizes.virtual[:, 0]])
-        for m, v in np.unique(pairs, axis=1).T.tolist():
-            rows = np.flatnonzero((pairs[0] == m) & (pairs[1] == v))
+        micro_batches, virtual = sizes.micro_batches[:, 0], sizes.virtual[:, 0]
+        _, alike = distinct_rows([micro_batches % count, virtual])  # which share the rounds that are walked
+        for number in range(alike.max() + 1):
+            rows = np.flatnonzero(alike == number)
+            v = int(virtual[rows[0]])
             for start in range(0, len(rows), rows_at_once):
                 some = rows[start : start + rows_at_once]
-                out[some] = _makespan(stages.take(some).chunks(v), m, v)
+                out[some] = _makespan(stages.take(some).chunks(v), micro_batches[some], v)
         return out
 
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
@@ -120,22 +122,26 @@ class _Stages:
         )
 
 
-def _makespan(stages: _Stages, m: int, v: int) -> FloatArray:
-    """Of plans with m micro-batches and v chunks a stage, [P, X]."""
+def _makespan(stages: _Stages, m: IntArray, v: int) -> FloatArray:
+    """Of plans with m micro-batches, as many beyond whole rounds in all of them, [P], and v chunks a stage; [P, X]."""
     n = len(stages.forward_s)
-    rounds, rest = divmod(m, n)
-    if n >= _MANY_STAGES or min(rounds, _ROUNDS) * n * v > _TURNS:
-        return _slowest_stage(stages, m, v)
+    rounds, rest = m // n, int(m[0] % n)
     out = np.zeros(stages.forward_s.shape[1:])
-    rows, walked = np.arange(len(out)), max(_ROUNDS, min(-(-_MICRO_BATCHES // n), _TURNS // (n * v)))
+    long = (n >= _MANY_STAGES) | (np.minimum(rounds, _ROUNDS) * n * v > _TURNS)
+    if long.any():
+        out[long] = _slowest_stage(stages.take(np.flatnonzero(long)), m[long], v)
+    rows, walked = np.flatnonzero(~long), max(_ROUNDS, min(-(-_MICRO_BATCHES // n), _TURNS // (n * v)))
     while len(rows):
-        some = stages.take(rows)
-        if rounds <= walked:
-            out[rows] = _walk(some, m, v)
+        for few in np.unique(rounds[rows][rounds[rows] <= walked]).tolist():
+            here = rows[rounds[rows] == few]
+            out[here] = _walk(stages.take(here), few * n + rest, v)
+        rows = rows[rounds[rows] > walked]
+        if not len(rows):
             break
+        some, more = stages.take(rows), (rounds[rows] - walked)[:, None]
         before, last = (_walk(some, count * n + rest, v) for count in (walked - 1, walked))
-        least = np.maximum(last + (rounds - walked) * (last - before), _slowest_stage(some, m, v))
-        most = last + (rounds - walked) * n * v * some.slowest_s
+        least = np.maximum(last + more * (last - before), _slowest_stage(some, m[rows], v))
+        most = last + more * n * v * some.slowest_s
         out[rows] = least
         walked *= 2
         if walked * n * v > _TURNS:
@@ -182,19 +188,19 @@ def _walk(stages: _Stages, m: int, v: int) -> FloatArray:
     return np.asarray(np.max(free + left[:, None, None] * w, axis=0))
 
 
-def _slowest_stage(stages: _Stages, m: int, v: int) -> FloatArray:
+def _slowest_stage(stages: _Stages, m: IntArray, v: int) -> FloatArray:
     """The longest path that does all work of one stage: to it, through it, and back to the stages before it, [P, X].
 
     On the way back, input gradients of the stages before, and at the end weight gradients that one of them put off, in
     place of those that the slow stage put off itself. For equal stages it is the step.
     """
     f, b, w = stages.forward_s, stages.input_s, stages.weights_s
-    total = v * m
+    total = v * m[:, None]
     longest = np.zeros_like(f[0])
     way = np.zeros_like(f[0])  # forward passes of the stages before
     back = np.full_like(f[0], -np.inf)  # input gradients of the stages before, and what the last of the path put off
     for s in range(len(f)):
-        put_off = (min(s, total) + 1) * w[s]
+        put_off = (np.minimum(s, total) + 1) * w[s]
         longest = np.maximum(longest, way + total * (f[s] + b[s] + w[s]) + np.maximum(back - put_off, 0.0))
         way = way + f[s]
         back = np.maximum(back, put_off) + b[s]

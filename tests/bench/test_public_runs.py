@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from public_runs import groups
 
 from moemodel.model.core.documents import read_json
 from moemodel.model.frameworks.track_record import TrackRecords, track_records
+from studies.public.record import AGAIN
 
 _SHARED = Path(__file__).parents[3] / "shared"
 needs_data = pytest.mark.skipif(not _SHARED.is_dir(), reason=f"the published data are not at {_SHARED}")
@@ -77,8 +79,11 @@ def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
 
 @needs_data
 def test_the_record_that_ships_is_what_the_command_writes(tmp_path: Path, run_bench: Run) -> None:
-    """Within a tenth, or a hundredth: where predictions have changed by more, write it anew."""
-    done = run_bench("public_runs.py", "--write-record", tmp_path / "record.json")
+    """Within a tenth, or a hundredth: where predictions have changed by more, write it anew. Groups whose runs stand in
+    others too are not in it, and not asked."""
+    there = groups(_SHARED / "data", _SHARED / "cases" / "public-runs")
+    asked = [name for name in there if name not in AGAIN]
+    done = run_bench("public_runs.py", "--write-record", tmp_path / "record.json", "--only", *asked)
     assert done.returncode == 0, done.stderr
     written = read_json(tmp_path / "record.json", TrackRecords).frameworks
     assert written.keys() == track_records().keys()

@@ -1,4 +1,4 @@
-"""Answers to many runs: those of one dense model on one machine are predicted together, as a search does it.
+"""Answers to many runs: those of one model on one machine are predicted together, as a search does it.
 
 Figures are those of `run.answer_to`, without what it adds for a reader.
 """
@@ -6,43 +6,54 @@ Figures are those of `run.answer_to`, without what it adds for a reader.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import MoeModelError
 from moemodel.model.plan.batch import joined
-from moemodel.model.plan.checks import architecture_of, check_architecture
+from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.estimate import Estimate
 from moemodel.model.results.feasibility import verdict_of
+from moemodel.model.results.routing_cost import routing_costs
 from moemodel.model.step.system import System, system_of
-from studies.public.run import Answer, PublicRun, answer_to, at, counted_B, first_line, stage_memory
+from studies.public.run import Answer, PublicRun, answer_to, at, calibration_of, counted_B, first_line, stage_memory
 
-_MANY = 32
 _COLUMNS = frozenset({"name", "sequence_length", "global_batch", "micro_batch", "recompute", "schedule", "parallel"})
 
 
 def answers(runs: Sequence[PublicRun]) -> list[Answer]:
     """What is said of each run."""
-    alike: dict[str, list[int]] = {}
+    together: dict[Hashable, list[int]] = {}
     for place, run in enumerate(runs):
-        alike.setdefault(_alike(run) or str(place), []).append(place)
+        together.setdefault(_alike(run) or place, []).append(place)
     found: dict[int, Answer] = {}
-    for places in alike.values():
-        some = [runs[place] for place in places]
-        together = len(places) >= _MANY and _is_dense(some[0])
-        found |= dict(zip(places, _together(some) if together else map(answer_to, some), strict=True))
+    for places in together.values():
+        found |= dict(zip(places, _answered([runs[place] for place in places]), strict=True))
     return [found[place] for place in range(len(runs))]
 
 
-def _alike(run: PublicRun) -> str | None:
+def _answered(runs: Sequence[PublicRun]) -> list[Answer]:
+    """Of runs that can be predicted together."""
+    if len(runs) > 1:
+        try:
+            return _together(runs)
+        except MoeModelError:
+            pass  # of one or of all: each says so itself
+    return [answer_to(run) for run in runs]
+
+
+def _alike(run: PublicRun) -> Hashable | None:
     """What runs that can be predicted together share; None: it has to be asked alone."""
     plan = run.plans[0]
     if len(run.plans) > 1 or isinstance(plan, str):
         return None
-    return f"{alike(plan)}, memory of stage {run.stage}"
+    try:
+        architecture = architecture_of(plan)
+    except MoeModelError:
+        return None
+    return (architecture, alike(plan), run.stage) if calibration_of(plan).has_times else None
 
 
 def alike(plan: Plan) -> str:
@@ -59,24 +70,31 @@ def _plan(run: PublicRun) -> Plan:
     return plan
 
 
-def _is_dense(run: PublicRun) -> bool:
-    return not architecture_of(_plan(run)).has_experts
-
-
 def _together(runs: Sequence[PublicRun]) -> list[Answer]:
-    architecture = architecture_of(_plan(runs[0]))
-    refused = {place: reason for place, run in enumerate(runs) if (reason := _refusal(_plan(run), architecture))}
+    """As `answer_to` has it.
+
+    Raises:
+        MoeModelError: what one of them, or all, can't be told for.
+    """
+    architecture, one = architecture_of(_plan(runs[0])), _plan(runs[0])
+    system = system_of(one, calibration_of(one))
+    refused = {
+        place: reason for place, run in enumerate(runs) if (reason := _refusal(_plan(run), architecture, system))
+    }
     legal = [place for place in range(len(runs)) if place not in refused]
     plans = [_plan(runs[place]) for place in legal]
-    system = system_of(plans[0], load_calibration(None, plans[0].cluster.gpu))
+    if not plans:
+        return [Answer(reason=refused[place]) for place in range(len(runs))]
     p = predict(architecture, joined(plans), system)
+    routing = routing_costs(plans, architecture, system, p)
     stage_B = _stage_memory_B([runs[place] for place in legal], plans, architecture, system)
     found = [Answer(reason=refused.get(place, "")) for place in range(len(runs))]
     for row, (place, plan) in enumerate(zip(legal, plans, strict=True)):
-        likely = float(p.fit_probability[row])
+        likely, routed = float(p.fit_probability[row]), routing[row]
+        time = Estimate.of(float(p.step_time_s[row]), float(p.step_time_error[row]))
         found[place] = Answer(
             plan=plan,
-            time=Estimate.of(float(p.step_time_s[row]), float(p.step_time_error[row])),
+            time=time if routed is None else time.reaching(routed.time_reach),
             memory_B=stage_B.get(row, counted_B(runs[place], float(p.memory_B[row]), at(p.memory_terms_B, row))),
             fit_probability=likely,
             verdict=verdict_of(likely),
@@ -103,9 +121,10 @@ def _stage_memory_B(
     return found
 
 
-def _refusal(plan: Plan, architecture: Architecture) -> str:
+def _refusal(plan: Plan, architecture: Architecture, system: System) -> str:
     try:
         check_architecture(plan, architecture)
+        check_power_and_clock(plan, system.gpu)
     except MoeModelError as error:
         return first_line(error)
     return ""

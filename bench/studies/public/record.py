@@ -15,12 +15,13 @@ from moemodel.model.core.interval import INTERVAL, Z
 from moemodel.model.frameworks.track_record import FrameworkRecord, TrackRecord, TrackRecords
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.step.system import system_of
+from studies.public.answers import alike
 from studies.public.document import SAID
 from studies.public.figures import Group, nearest_s
 from studies.public.run import Answer, calibration_of
 
 # Groups whose runs stand in others too
-_AGAIN = ("cases", "g5-foundry-h100", "mem-bridge")
+AGAIN = ("cases", "g5-foundry-h100", "mem-bridge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def records(found: Mapping[str, Group]) -> TrackRecords:
     Args:
         found: groups, with answers.
     """
-    missed = [one for name, group in found.items() if name not in _AGAIN for one in _missed(name, group)]
+    missed = [one for name, group in found.items() if name not in AGAIN for one in _missed(name, group)]
     names = sorted({one.framework for one in missed})
     frameworks = {name: _framework([one for one in missed if one.framework == name]) for name in names}
     return TrackRecords(written_by="python bench/public_runs.py --write-record", frameworks=frameworks)
@@ -66,14 +67,19 @@ def _record(missed: list[_Missed]) -> TrackRecord | None:
 
 
 def _missed(name: str, group: Group) -> Iterator[_Missed]:
+    known: dict[str, tuple[bool, float]] = {}
     for run, answer in group:
         published_s = nearest_s(run, answer)
         if published_s is None or answer.plan is None or answer.time is None:
             continue
-        experts = architecture_of(answer.plan).has_experts
-        machine = system_of(answer.plan, calibration_of(answer.plan))
+        shared = alike(answer.plan)
+        if shared not in known:
+            experts = architecture_of(answer.plan).has_experts
+            machine = system_of(answer.plan, calibration_of(answer.plan))
+            known[shared] = experts, machine.framework_error(experts=experts)
+        experts, error = known[shared]
         log = float(np.log(answer.time.value / published_s))
-        others = _reach(answer, log) ** 2 - machine.framework_error(experts=experts) ** 2
+        others = _reach(answer, log) ** 2 - error**2
         yield _Missed(log=log, others=others, framework=answer.plan.backend, experts=experts, group=name)
 
 

@@ -248,7 +248,7 @@ def test_no_alternation_gives_the_gain_of_another_gpu_and_says_so(blank: Calibra
 def test_a_row_without_a_temperature_is_left_out(blank: Calibration) -> None:
     """A device without a thermometer, or one that stood still."""
     device = _device(blank, 9e6)
-    rows, loads = _alternating(device), _powers(device)
+    rows, loads = _alternating(device, (0.06, 0.2)), _powers(device)
     whole = _gain(blank, rows, loads, LIMIT_W)
     more = pd.concat([rows, rows.assign(temperature_C=np.nan, power_W=9.0)], ignore_index=True)
     assert _gain(blank, more, loads, LIMIT_W).value == whole.value

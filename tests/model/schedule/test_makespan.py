@@ -10,6 +10,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.schedule import registry, zero_bubble
 from moemodel.model.schedule.base import Sizes, StageTimes, Work
 from moemodel.model.schedule.batch import PlanSchedules
@@ -254,6 +255,32 @@ def test_plans_of_all_schedules_together_are_each_alone() -> None:
         assert both[row] == pytest.approx([alone, alone])
         one = sizes.take(slice(row, row + 1))
         assert flight[row] == registry.find(name, virtual[row]).in_flight(1, one)
+
+
+@pytest.mark.parametrize(("name", "virtual"), [("zero-bubble", 1), ("zero-bubble", 3), ("dualpipe-v", 2)])
+def test_plans_of_few_and_many_micro_batches_together_are_each_alone(name: str, virtual: int) -> None:
+    """To the last bit: those that are walked whole, those of which as much is walked as of others, and those of which
+    more is than of others, for two of the stages are nearly as slow."""
+    m = np.array([3, 6, 17, 18, 19, 48, 66, 96, 99, 300, 302, 3000, 6000, 6000])
+    dice = np.random.default_rng(0)
+    speed = dice.uniform(0.7, 1.0, (3, len(m), 2))
+    speed[:2] = np.where(np.arange(len(m))[:, None] % 2, [[[1.0]], [[1.0 + 1e-4]]], speed[:2])
+    m = m // 3 * 3 if virtual > 1 else m
+
+    def together(rows: slice) -> FloatArray:
+        times = StageTimes(
+            forward_s=list(speed[:, rows]),
+            backward_s=list(2 * speed[:, rows]),
+            weight_share=[np.full((len(m[rows]), 1), 0.4)] * 3,
+            counts=[1] * 3,
+        )
+        size = np.ones_like(m[rows])
+        sizes = Sizes(stages=3 * size, virtual=virtual * size, micro_batches=m[rows])
+        return PlanSchedules(registry.number(name) * size, sizes).makespan(times)
+
+    every = together(slice(None))
+    alone = [together(slice(row, row + 1))[0] for row in range(len(m))]
+    assert every.tolist() == [one.tolist() for one in alone]
 
 
 @pytest.mark.parametrize("seed", range(40))
