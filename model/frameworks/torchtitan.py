@@ -49,6 +49,9 @@ TORCHTITAN = replace(
     # input and summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
     plain_norm_B=(36.0, 74.0),
     repeats_keys=True,  # models/llama/model.py, repeat_kv
+    # Float8Linear.forward casts its weight (torchao/float8/float8_linear.py), where no 8 bits are gathered:
+    # `enable_fsdp_float8_all_gather` is off by default (config_manager.py)
+    casts_weights="pass",
     casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
     gradient_wire_B=4.0,  # mixed_precision_reduce float32 (config_manager.py)
     memory_log_error=None,
