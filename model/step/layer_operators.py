@@ -112,12 +112,20 @@ class Workload:
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""
         ends = EmbeddingBlock(architecture=self.architecture).operators(self.batch)
-        return self._with_backward(trained_operators(ends, self.batch))
+        return self._uncast(self._with_backward(trained_operators(ends, self.batch)))
 
     def head(self) -> list[Call]:
         """Final norm, projection to the vocabulary and loss."""
         ends = HeadBlock(architecture=self.architecture).operators(self.batch)
-        return self._with_backward(trained_operators(ends, self.batch))
+        return self._uncast(self._with_backward(trained_operators(ends, self.batch)))
+
+    def _uncast(self, calls: list[Call]) -> list[Call]:
+        """With products of 16-bit operands, as those of a model's ends are: no framework casts these (Megatron Core,
+        whose ColumnParallelLinear stands outside its fp8 context, models/gpt/gpt_model.py; torchtitan, whose filter
+        leaves `output` out, float8.py; llm-foundry's tied head)."""
+        if not self.batch.recipe.casts:
+            return calls
+        return [replace(call, uncast=True) if call.kind is Kind.GEMM else call for call in calls]
 
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
@@ -147,7 +155,7 @@ class Workload:
         for op in every:
             if op.kind is Kind.GROUPED_GEMM:
                 yield from self._expert_casts(op, first=op is experts[0], last=op is experts[-1])
-            elif op.kind is Kind.GEMM:
+            elif op.kind is Kind.GEMM and not _stays_wide(op):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 read = of_shards if op.target in _GATHERED else copies
                 if self.batch.recipe.normed_B is not None and op.target in _GATHERED and op.target not in adapted:
@@ -203,6 +211,7 @@ class Workload:
             operand_energy=op.operand_energy,
             sm_cycles=op.sm_cycles,
             added_s=op.added_s,
+            uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
             gating=_gates(op),
         )
 
@@ -325,6 +334,12 @@ def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatA
 def _chooses(op: LayerOp) -> bool:
     """Whether an operator is the router's own."""
     return op.kind is Kind.ROUTER or (op.kind is Kind.GEMM and op.gating)
+
+
+def _stays_wide(op: LayerOp) -> bool:
+    """Whether a layer's product is of 16-bit operands though others are cast: a router's (Megatron Core,
+    moe/moe_utils.py, router_gating_linear; torchtitan's filter), and those inside attention."""
+    return op.attention_core or op.gating
 
 
 def _gates(op: LayerOp) -> bool:
