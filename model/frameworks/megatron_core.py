@@ -91,6 +91,8 @@ MEGATRON_CORE = Framework(
     # get_query_key_value_tensors: `query.reshape`, and SplitAlongDim's backward (core/transformer/attention.py)
     splits_heads=True,
     fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py); `gradient_accumulation_fusion`
+    sums_B=2.0,
+    casts_shards=True,
     casts_weights="step",  # is_first_microbatch (core/extensions/transformer_engine.py, TELinear)
     keeps_norm_shards=True,
     gated_tensors=3.0,  # Transformer Engine's and Megatron's fused kernels (fused_bias_swiglu.py)

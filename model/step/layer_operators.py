@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -29,6 +30,9 @@ _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 _REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
 # Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
 _GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
+# Passes whose products read what is gathered, or give what is scattered: of those that gather forward, gradients of
+# inputs are scattered behind gradients of weights, whole
+_IN_PARTS = ((Pass.FORWARD, Pass.BACKWARD_INPUT), (Pass.FORWARD,))
 _SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
@@ -201,12 +205,16 @@ class Workload:
         size_B = None if op.plain else self._fused_B(kind, direction, shape)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
+        count = self._mask(op)
+        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in _GATHERED]:
+            parts = self._parts
+            shape, count = replace(shape, m=np.asarray(shape.m, dtype=np.float64) / parts), count * parts
         return Call(
             kind=kind,
             direction=direction,
             shape=shape,
             phase=phase,
-            count=self._mask(op),
+            count=count,
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
             sm_cycles=op.sm_cycles,
@@ -214,6 +222,16 @@ class Workload:
             uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
             gating=_gates(op),
         )
+
+    @cached_property
+    def _parts(self) -> FloatArray:
+        """Products that stand for one where ranks pass parts of what it reads or gives around behind it: one a rank
+        (Transformer Engine, pytorch/module/base.py, initialize_ub, `ring_exchange`, which Megatron-Bridge's
+        training/comm_overlap.py asks for; torch, distributed/_symmetric_memory, _pipelined_multi_all_gather_and_consume
+        and _pipelined_produce_and_all2all). Left out: that those of several ranks overlap where they begin and end. [P]
+        """
+        beside = "tp" in self.framework.overlapped and self.batch.sequence_parallel > 0
+        return np.where(beside, self.batch.tp, 1.0)
 
     def _fused_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | None:
         """Bytes that a fused kernel moves for an operator; None: it is priced as it was measured.
