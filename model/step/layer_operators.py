@@ -153,7 +153,6 @@ class Workload:
         """
         copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
         cast_weights = self.batch.recipe.weight_cast_B / _COPY_B
-        adapted = () if self.framework.lora is None else self.framework.lora.targets  # read what norms give in 16 bits
         every = list(forward)
         experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
         for op in every:
@@ -161,8 +160,9 @@ class Workload:
                 yield from self._expert_casts(op, first=op is experts[0], last=op is experts[-1])
             elif op.kind is Kind.GEMM and not _stays_wide(op):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                read = of_shards if op.target in _GATHERED else copies
-                if self.batch.recipe.normed_B is not None and op.target in _GATHERED and op.target not in adapted:
+                gathers = op.target in _GATHERED and op.target not in self._adapted
+                read = of_shards if gathers else copies
+                if self.batch.recipe.normed_B is not None and gathers:
                     read = np.asarray(self.batch.recipe.normed_B / _COPY_B)
                 if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
@@ -206,7 +206,8 @@ class Workload:
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
         count = self._mask(op)
-        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in _GATHERED]:
+        is_whole = op.target in _GATHERED and op.target in self._adapted
+        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in _GATHERED] and not is_whole:
             parts = self._parts
             shape, count = replace(shape, m=np.asarray(shape.m, dtype=np.float64) / parts), count * parts
         return Call(
@@ -222,6 +223,11 @@ class Workload:
             uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
             gating=_gates(op),
         )
+
+    @property
+    def _adapted(self) -> tuple[str, ...]:
+        """Linear layers beside which adapters read what norms give, in 16 bits."""
+        return () if self.framework.lora is None else self.framework.lora.targets
 
     @cached_property
     def _parts(self) -> FloatArray:

@@ -96,7 +96,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
         "stage_layers": _STAGE_LAYERS.get(name),
         "multi_token": True if name in _WITH_MODULES else None,
         "cuda_graphs": used.cuda_graphs,
-        "tp_comm_overlap": used.tp_overlap,
+        "tp_comm_overlap": False if precision == "nvfp4" else used.tp_overlap,  # llama31_llm_pretrain.py
         "cluster": {"gpu": gpu, "gpus": gpus},
         "routing": used.routing,
         "parallel": {
