@@ -235,9 +235,7 @@ class OperatorCostModel:
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
 
-    def _in_cast_flops(
-        self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int
-    ) -> OperatorTime:
+    def _in_cast_flops(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
         """With FLOPs of attention and of products that are not cast as so many of those that are as tensor cores would
         do in their time."""
         if self._of_cast_flops == 1.0:

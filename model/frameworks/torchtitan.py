@@ -29,6 +29,7 @@ TORCHTITAN = replace(
             state_B=12,
             matmul_dtype="fp8",
             cast_B=7.4,
+            reordered_B=2.0,
             splits_accumulation=True,  # use_fast_accum is off for gradients (torchao/float8/config.py)
         ),
     },

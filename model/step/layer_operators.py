@@ -27,7 +27,6 @@ from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
-_REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
 # Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
 _GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
 # Passes whose products read what is gathered, or give what is scattered: of those that gather forward, gradients of
@@ -194,11 +193,11 @@ class Workload:
 
     def _cast_as_shards(self) -> FloatArray | float:
         """Copies of an element that ranks cast a part of each, and gather: of all they write another order. [P]"""
-        cast_B = self.batch.recipe.cast_B
+        cast_B, reordered_B = self.batch.recipe.cast_B, self.batch.recipe.reordered_B
         if not self.framework.casts_shards:
             return cast_B / _COPY_B
         cut = (self.batch.sequence_parallel * self.batch.is_sharded("tp")) > 0
-        return np.where(cut, (cast_B - _REORDERED_B) / self.batch.tp + _REORDERED_B, cast_B) / _COPY_B
+        return np.where(cut, (cast_B - reordered_B) / self.batch.tp + reordered_B, cast_B) / _COPY_B
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
@@ -265,7 +264,9 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
+        count, own_B, recipe = accumulated_fraction(self.plans, self.framework), self.framework.sums_B, self.batch.recipe
+        if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
+            own_B = 2 * recipe.gradient_B - recipe.element_size_B
         if own_B is not None:
             count, parameters = self._one, parameters * (own_B / _SUM_B)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]

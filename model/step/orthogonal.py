@@ -84,6 +84,4 @@ def gathered_B(memory: MemoryModel, counts: FloatArray) -> FloatArray:
 
 def _call(kind: Kind, shape: Shape, count: FloatArray) -> Call:
     is_product = kind is Kind.GEMM
-    return Call(
-        kind=kind, direction=Pass.FORWARD, shape=shape, phase=Phase.OPTIMIZER, count=count, uncast=is_product
-    )
+    return Call(kind=kind, direction=Pass.FORWARD, shape=shape, phase=Phase.OPTIMIZER, count=count, uncast=is_product)

@@ -341,6 +341,7 @@ def _in_one_order(framework: Framework, gpu: Gpu) -> Framework:
         name: replace(
             recipe,
             cast_B=recipe.cast_B - recipe.product_input_B,
+            reordered_B=0.0,
             normed_B=None if recipe.normed_B is None else 0.0,  # as the norm writes it
         )
         for name, recipe in framework.precisions.items()

@@ -38,8 +38,8 @@ _MODELS = {
     "nemotron3super": "nemotron-3-super",
 }
 _DENSE = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
-# account_for_embedding_in_pipeline_split, and of the loss (recipes/llama, recipes/qwen/qwen3_moe.py); layouts of DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL"
-# (perf_recipes/*/h100): 61 layers, and three for the ends
+# account_for_embedding_in_pipeline_split, and of the loss (recipes/llama, recipes/qwen/qwen3_moe.py); layouts of
+# DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL" (perf_recipes/*/h100): 61 layers, and three for the ends
 _STAGE_LAYERS = {
     "llama-3.1-405b": {"embedding": 1, "head": 1},
     "qwen3-235b-a22b": {"embedding": 1, "head": 1},

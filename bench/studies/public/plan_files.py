@@ -33,8 +33,8 @@ _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
 # mpt- are llm-foundry's, which trains them under FSDP; NVIDIA's submissions to MLPerf scale by what was largest in
 # steps before (config_fp8.sh, FP8_AMAX_HISTORY)
 _TITAN, _FOUNDRY, _EAGER, _MLPERF = "titan", "mpt-", "eager", "-mlperf"
-# Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.public.bridge`); one
-# of these models stands for GPT-OSS, which no plan could name when the plans were written
+# Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.public.bridge`); a
+# model of Qwen's form stands for GPT-OSS, which no plan could name when the plans were written
 _BRIDGE = re.compile(r"\d\d-(\w[\w.]*)-(\d\d\.\d\d(?:\.\d\d)?)-(?:none|selective|full)")
 _BRIDGE_MODELS = {
     "Qwen3_30B_a3B": "qwen3-30b-a3b",
