@@ -264,7 +264,11 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count, own_B, recipe = accumulated_fraction(self.plans, self.framework), self.framework.sums_B, self.batch.recipe
+        count, own_B, recipe = (
+            accumulated_fraction(self.plans, self.framework),
+            self.framework.sums_B,
+            self.batch.recipe,
+        )
         if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
             own_B = 2 * recipe.gradient_B - recipe.element_size_B
         if own_B is not None:
