@@ -91,8 +91,8 @@ MEGATRON_CORE = Framework(
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
     # get_query_key_value_tensors: `query.reshape`, and SplitAlongDim's backward (core/transformer/attention.py)
     splits_heads=True,
-    fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py); `gradient_accumulation_fusion`
-    # gradient_accumulation_fusion, on where Transformer Engine or apex is there (Megatron-Bridge, models/gpt_provider.py)
+    fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py)
+    # gradient_accumulation_fusion, on where Transformer Engine or apex is there (models/gpt_provider.py)
     sums_in_products=True,
     # of products of 8 and 4 bits (transformer_engine/pytorch/distributed.py, gather_along_first_dim with a quantizer)
     casts_shards=True,
