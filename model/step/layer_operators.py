@@ -150,7 +150,7 @@ class Workload:
         In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
         (`PrecisionRecipe.cast_B`).
         """
-        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
+        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards(self.batch.recipe.cast_B)
         cast_weights = self.batch.recipe.weight_cast_B / _COPY_B
         every = list(forward)
         experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
@@ -162,7 +162,7 @@ class Workload:
                 gathers = op.target in _GATHERED and op.target not in self._adapted
                 read = of_shards if gathers else copies
                 if self.batch.recipe.normed_B is not None and gathers:
-                    read = np.asarray(self.batch.recipe.normed_B / _COPY_B)
+                    read = np.asarray(self._cast_as_shards(self.batch.recipe.normed_B))
                 if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
                 weights = n * k * cast_weights if self.framework.casts_weights == "pass" else 0.0
@@ -191,9 +191,10 @@ class Workload:
             cycles = np.asarray(cast.shape.m) * _COPY_B * form.cast_cycles
             yield replace(cast, copies=copies, sm_cycles=cycles, added_s=op.added_s)
 
-    def _cast_as_shards(self) -> FloatArray | float:
-        """Copies of an element that ranks cast a part of each, and gather: of all they write another order. [P]"""
-        cast_B, reordered_B = self.batch.recipe.cast_B, self.batch.recipe.reordered_B
+    def _cast_as_shards(self, cast_B: float) -> FloatArray | float:
+        """Copies of an element that ranks cast a part of each, in so many bytes, and gather: of all they write another
+        order. [P]"""
+        reordered_B = self.batch.recipe.reordered_B
         if not self.framework.casts_shards:
             return cast_B / _COPY_B
         cut = (self.batch.sequence_parallel * self.batch.is_sharded("tp")) > 0
@@ -264,15 +265,16 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count, own_B, recipe = (
-            accumulated_fraction(self.plans, self.framework),
-            self.framework.sums_B,
-            self.batch.recipe,
-        )
-        if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
-            own_B = 2 * recipe.gradient_B - recipe.element_size_B
+        count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
         if own_B is not None:
             count, parameters = self._one, parameters * (own_B / _SUM_B)
+        if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
+            recipe, fused = (
+                self.batch.recipe,
+                self.plans.zero_stage < 3,
+            )  # whose shards are summed behind their exchange
+            fused_B = 2 * recipe.gradient_B - recipe.element_size_B
+            count, parameters = np.where(fused, 1.0, count), parameters * np.where(fused, fused_B / _SUM_B, 1.0)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
     def gradients(self, held: FloatArray) -> list[Call]:

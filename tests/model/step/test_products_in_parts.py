@@ -104,14 +104,16 @@ def test_what_adapters_read_is_gathered_in_16_bits(llama: Architecture, batch: B
     assert whole_s <= more_s * (1 + 1e-6) <= whole_s + small_s
 
 
-@pytest.mark.parametrize(("gradient_B", "moved_B"), [(2, 2.0), (4, 6.0)])
+@pytest.mark.parametrize(
+    ("gradient_B", "zero_stage", "moved_B"), [(2, 0, 2.0), (4, 0, 6.0), (2, 1, 2.0), (4, 3, 6.0), (2, 3, 6.0)]
+)
 def test_gradients_are_added_where_products_give_them(
-    llama: Architecture, batch: Batch, gradient_B: float, moved_B: float
+    llama: Architecture, batch: Batch, gradient_B: float, zero_stage: int, moved_B: float
 ) -> None:
-    """Read and written in place of a 16-bit gradient, of every micro-batch: bytes a parameter."""
+    """Read and written in place of a 16-bit gradient, of every micro-batch: bytes a parameter. Not under FSDP."""
     known = framework_of("megatron-core")
     recipe = replace(known.precisions["bf16-mixed"], gradient_B=gradient_B)
     framework = replace(known, precisions={**known.precisions, "bf16-mixed": recipe})
-    workload = Workload(llama, batch(), framework=framework, precision="bf16-mixed")
+    workload = Workload(llama, batch(zero_stage=zero_stage), framework=framework, precision="bf16-mixed")
     (call,) = workload.accumulate(np.array([1e9]))
     assert work(call.kind, call.direction, call.shape).bytes_B * call.count == pytest.approx(moved_B * 1e9)
