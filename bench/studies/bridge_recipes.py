@@ -10,7 +10,8 @@ src/megatron/bridge/perf_recipes. What a release does not change holds on.
     cuda_graphs     true: full_iteration; attention: transformer_engine with attn, moe_router, moe_preprocess; router:
                     the last two
     recompute       recompute_modules
-    tp_overlap      tp_comm_overlap, where a recipe leaves it off (recipes/nemotronh/nemotron_3_super.py)
+    tp_overlap      tp_comm_overlap, where it is left off (recipes/nemotronh/nemotron_3_super.py, recipes/deepseek,
+                    recipes/kimi, and of Qwen3 235B on H100)
     drops           apply_moe_token_drop: a capacity of 1, padded
     micro_batch, pp, ep, virtual_stages    where the table has others, copied from the release before: 25.11 of Qwen3
                     30B and of GPT-OSS, 26.02.01 of Qwen3 30B
@@ -77,7 +78,10 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
         ("26.02.01", _ATTENTION),
         ("26.06.01", _WHOLE),
     ),
-    ("qwen3-235b-a22b", H100): (("25.09", Recipe(drops=True)), ("25.11", _BEHIND)),
+    ("qwen3-235b-a22b", H100): (
+        ("25.09", Recipe(drops=True)),
+        ("25.11", replace(_BEHIND, tp_overlap=False)),
+    ),
     ("qwen3-235b-a22b", GB200): (("25.11", _ATTENTION), ("26.06", _WHOLE)),
     ("qwen3-235b-a22b", GB300): (("25.11", _ROUTER), ("26.02", _ATTENTION), ("26.06", _WHOLE)),
     ("qwen3-235b-a22b", B300): (("26.02", _BEHIND), ("26.04", _PLAIN), ("26.04.01", _ONCE), ("26.06.01", _WHOLE)),
@@ -100,8 +104,8 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
         ("26.04.01", _NORMS_AND_ACTIVATIONS),
     ),
     ("deepseek-v3", H100): (
-        ("25.09", Recipe(dispatch="deepep", overlap=True, recompute=_UP_AND_DENSE)),
-        ("26.02", replace(_ONCE, recompute=_UP_AND_DENSE)),
+        ("25.09", Recipe(dispatch="deepep", overlap=True, recompute=_UP_AND_DENSE, tp_overlap=False)),
+        ("26.02", replace(_ONCE, recompute=_UP_AND_DENSE, tp_overlap=False)),
     ),
     ("deepseek-v3", GB200): (
         ("25.11", replace(_ROUTER, recompute=_UP)),
@@ -124,7 +128,7 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
         ("26.02", replace(_ONCE, recompute=_UP)),
         ("26.04.01", replace(_ATTENTION, overlap=True, recompute=_UP_AND_DENSE)),
     ),
-    ("kimi-k2", H100): (("26.02", Recipe(recompute=_UP_AND_DENSE)),),
+    ("kimi-k2", H100): (("26.02", Recipe(recompute=_UP_AND_DENSE, tp_overlap=False)),),
     ("kimi-k2", GB200): (("26.02", replace(_ROUTER, recompute=_UP)),),
     ("kimi-k2", GB300): (("26.02", replace(_ONCE, recompute=_UP)),),
     ("kimi-k2", B200): (("26.02", Recipe(recompute=_UP)),),

@@ -16,7 +16,15 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import OperatorTime, RooflineChip, form_of, operator_times, roofline_terms
+from moemodel.model.device.roofline import (
+    ATTENTIONS,
+    OperatorTime,
+    RooflineChip,
+    chip_of_calibration,
+    form_of,
+    operator_times,
+    roofline_terms,
+)
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape, Work, weights_share
 from moemodel.model.records.calibration import Calibration, OperatorFit
@@ -116,25 +124,52 @@ _Booked = tuple[PhaseCost, Call]  # a call, and the cost of a phase, its lane, t
 
 
 class OperatorCostModel:
-    """Prices calls with one calibration at fixed clocks."""
+    """Prices calls with one calibration at fixed clocks.
 
-    def __init__(self, calibration: Calibration, chip: RooflineChip, power: PowerModel, clock_Hz_K: FloatArray) -> None:
+    Args:
+        calibration: of a GPU, as a precision has it.
+        chip: that its fits refer to.
+        power: of the GPU.
+        clock_Hz_K: clocks.
+        uncast: the calibration as 16-bit products have it, where `calibration` is of operands of fewer bits; None:
+            there are no others.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        chip: RooflineChip,
+        power: PowerModel,
+        clock_Hz_K: FloatArray,
+        *,
+        uncast: Calibration | None = None,
+    ) -> None:
         self.chip = chip
+        self._uncast_chip = chip if uncast is None else chip_of_calibration(uncast)
+        # tensor cores take as much energy a second whatever they multiply, and as long a share of it works
+        self._of_cast_flops = chip.flops_per_cycle / self._uncast_chip.flops_per_cycle
         self.power = power
         self.clock_Hz_K = clock_Hz_K
         self.fast = tensor_limit(calibration)
         self._name = calibration.name
         self._fits = {(fit.kind, fit.direction): fit for fit in calibration.operators}
+        others = () if uncast is None else uncast.operators
+        self._uncast_fits = {(fit.kind, fit.direction): fit for fit in others}
 
-    def fit(self, kind: Kind, direction: Pass) -> OperatorFit:
+    def fit(self, kind: Kind, direction: Pass, *, uncast: bool = False) -> OperatorFit:
         """The fit of an operator, or of the one that stands in for it.
+
+        Args:
+            kind, direction: of the operator.
+            uncast: it multiplies 16-bit operands whatever the others do.
 
         Raises:
             CalibrationError: there is neither.
         """
+        fits = self._uncast_fits if uncast and self._uncast_fits else self._fits
         for candidate in (kind, FALLBACK.get(kind)):
-            if candidate is not None and (candidate, direction) in self._fits:
-                return self._fits[candidate, direction]
+            if candidate is not None and (candidate, direction) in fits:
+                return fits[candidate, direction]
         raise CalibrationError(
             f"calibration {self._name}: no fit for {kind}/{direction}; profile that operator and calibrate again"
         )
@@ -146,24 +181,30 @@ class OperatorCostModel:
     def blocks(self, blocks: Sequence[Iterable[Call]], shapes: int) -> list[dict[Phase, PhaseCost]]:
         """Sums of the calls of each of some blocks by phase; calls of one operator are priced together."""
         phase_costs: list[dict[Phase, PhaseCost]] = [{} for _ in blocks]
-        operators: dict[tuple[Kind, Pass], list[_Booked]] = {}
+        operators: dict[tuple[Kind, Pass, bool], list[_Booked]] = {}
         for own, calls in zip(phase_costs, blocks, strict=True):
             for call in calls:
                 if call.phase not in own:
                     own[call.phase] = PhaseCost.empty(shapes, len(self.clock_Hz_K))
-                operators.setdefault((call.kind, call.direction), []).append((own[call.phase], call))
+                operators.setdefault((call.kind, call.direction, call.uncast), []).append((own[call.phase], call))
         for together in _batches(operators.values(), max(1, _ROWS // shapes)):
             self._add(together, shapes)
         return phase_costs
 
     def _add(self, operators: Sequence[Sequence[_Booked]], shapes: int) -> None:
         """Price calls of some operators, and add each to its lane."""
-        fits = [self.fit(*_operator(called)) for called in operators]
+        fits = [self.fit(*_operator(called), uncast=_is_uncast(called)) for called in operators]
         terms = [
-            roofline_terms(fit, self.chip, _stacked([call.shape for _, call in called], shapes), calls=len(called))
+            roofline_terms(
+                fit,
+                self._uncast_chip if _is_uncast(called) else self.chip,
+                _stacked([call.shape for _, call in called], shapes),
+                calls=len(called),
+            )
             for fit, called in zip(fits, operators, strict=True)
         ]
         price = self._with_cycles(operator_times(terms, self.chip, self.clock_Hz_K), operators, shapes)
+        price = self._in_cast_flops(price, operators, shapes)
         least, busy_s = _of_mean_rank(price, operators, shapes)
         energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
@@ -193,6 +234,15 @@ class OperatorCostModel:
         keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
+
+    def _in_cast_flops(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
+        """With FLOPs of attention and of products that are not cast as so many of those that are as tensor cores would
+        do in their time."""
+        if self._of_cast_flops == 1.0:
+            return price
+        wide = [_is_uncast(called) or _operator(called)[0] in ATTENTIONS for called in operators]
+        many = np.repeat(np.where(wide, self._of_cast_flops, 1.0), [len(called) * shapes for called in operators])
+        return replace(price, work=replace(price.work, flops=many * price.work.flops))
 
     def _with_cycles(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
         """With what calls take of SMs behind what they move, and beside it."""
@@ -250,6 +300,11 @@ def _of_mean_rank(price: OperatorTime, operators: Sequence[Sequence[_Booked]], s
 def _operator(called: Sequence[_Booked]) -> tuple[Kind, Pass]:
     """Which one is called."""
     return called[0][1].kind, called[0][1].direction
+
+
+def _is_uncast(called: Sequence[_Booked]) -> bool:
+    """Whether calls of an operator are of 16-bit operands whatever others are of."""
+    return called[0][1].uncast
 
 
 def _batches(operators: Iterable[Sequence[_Booked]], calls: int) -> Iterator[list[Sequence[_Booked]]]:

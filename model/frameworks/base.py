@@ -78,7 +78,8 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together; `normed_B` of what a norm gives, beyond what
-            that norm moves; None: as of any other.
+            that norm moves; None: as of any other. `reordered_B` of these move an element of a cast that was gathered,
+            into the order that it was not gathered in.
         matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element; `kept_cast_B` that casts move of one that is
@@ -99,6 +100,7 @@ class PrecisionRecipe:
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
     normed_B: float | None = None
+    reordered_B: float = 0.0
     shares_largest: bool = False
     blocks: bool = False
     matrix_state_B: float | None = None
@@ -237,6 +239,7 @@ class Framework:
             2 shards.
         sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
             None: as torch's, of all others.
+        sums_in_products: products of weights' gradients add them up as they give them.
         fills_gradients: gradients lie in buffers that every step fills with zeros, and that those of every micro-batch
             are added to, the first one's too.
         casts_weights: how often weights are cast where operands of products are: once a step, in the first forward
@@ -414,6 +417,7 @@ class Framework:
     sharded_optimizer_B: float = 0.0
     gradients_B: float = 0.0
     sums_B: float | None = None
+    sums_in_products: bool = False
     fills_gradients: bool = False
     casts_weights: Literal["step", "pass"] | None = None
     host_update_B: float = _HOST_UPDATE_B

@@ -61,6 +61,7 @@ MEGATRON_CORE = Framework(
             # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders
             # (2): Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
             cast_B=6.0,
+            reordered_B=2.0,  # pytorch/tensor/float8_tensor.py, _create_transpose
             shares_largest=True,  # with_amax_reduction (transformer_engine/pytorch/csrc/quantizer.cpp)
             splits_accumulation=True,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
         ),
@@ -92,7 +93,11 @@ MEGATRON_CORE = Framework(
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
     # get_query_key_value_tensors: `query.reshape`, and SplitAlongDim's backward (core/transformer/attention.py)
     splits_heads=True,
-    fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py); `gradient_accumulation_fusion`
+    fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py)
+    # gradient_accumulation_fusion, on where Transformer Engine or apex is there (models/gpt_provider.py)
+    sums_in_products=True,
+    # of products of 8 and 4 bits (transformer_engine/pytorch/distributed.py, gather_along_first_dim with a quantizer)
+    casts_shards=True,
     casts_weights="step",  # is_first_microbatch (core/extensions/transformer_engine.py, TELinear)
     keeps_norm_shards=True,
     gated_tensors=3.0,  # Transformer Engine's and Megatron's fused kernels (fused_bias_swiglu.py)
@@ -173,6 +178,7 @@ MEGATRON_CORE_LOCAL = replace(
     moment_dtypes=("fp32",),  # Transformer Engine's optimizer alone has others
     master_dtypes=("fp32",),
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
+    sums_in_products=False,  # fused_weight_gradient_mlp_cuda is apex's
     step_read=3 / 6,  # norms are read as numbers, one by one, before anything is clipped (local_multi_tensor_l2_norm)
     step_read_B=6 + 4,
     optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel

@@ -30,6 +30,7 @@ TORCHTITAN = replace(
             state_B=12,
             matmul_dtype="fp8",
             cast_B=7.4,
+            reordered_B=2.0,
             splits_accumulation=True,  # use_fast_accum is off for gradients (torchao/float8/config.py)
         ),
     },
@@ -50,6 +51,9 @@ TORCHTITAN = replace(
     # input and summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
     plain_norm_B=(36.0, 74.0),
     repeats_keys=True,  # models/llama/model.py, repeat_kv
+    # Float8Linear.forward casts its weight (torchao/float8/float8_linear.py), where no 8 bits are gathered:
+    # `enable_fsdp_float8_all_gather` is off by default (config_manager.py)
+    casts_weights="pass",
     casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
     # cast on its way (torch.distributed.fsdp, _fsdp_collectives.py, chunk_cat: 9.0 ms of 3.1 G elements on an H200, as
     # any cast to float32)

@@ -401,13 +401,14 @@ def tensor_parallel_reduction(
 
     An all-reduce each way (Shoeybi et al. 2019, section 3); under sequence parallelism a reduce-scatter and an
     all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2), or `gathered` times as many. What the `first`
-    product reads is gathered beforehand where an adapter reads it, too (transformer_engine/pytorch/module/
-    layernorm_linear.py, ub_overlap_ag_fprop: not with return_layernorm_output).
+    product reads is gathered beforehand, and whole, where an adapter reads it, too (transformer_engine/pytorch/module/
+    layernorm_linear.py, ub_overlap_ag_fprop, with_quantized_all_gather: not with return_layernorm_output).
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
     adapted = batch.framework.lora is not None and first in batch.framework.lora.targets
-    gather = tensor_parallel(batch, "all_gather", gathered * size_B, forward=shares, backward=0.0)
+    read_B = size_B if adapted else gathered * size_B
+    gather = tensor_parallel(batch, "all_gather", read_B, forward=shares, backward=0.0)
     yield replace(gather, overlap="never") if adapted else gather
     yield tensor_parallel(batch, "all_gather", gathered * size_B, forward=0.0, backward=shares)
     if not batch.framework.gathers_inputs_again:

@@ -173,6 +173,12 @@ class HeadBlock:
         outputs = self.architecture.head_outputs / self._shards(batch.tp)
         return np.asarray(batch.element_size_B * batch.tokens / batch.framework.loss_chunks * outputs)
 
+    def outgrown_B(self, batch: MicroBatch) -> FloatArray:
+        """16-bit logits that are free when the loss's backward pass begins, and too small a block for any of its
+        float32 tensors (torch's allocator, which takes these from blocks that are as large, or new ones). [P]"""
+        plain = self.architecture.has_head and batch.framework.logit_B is None
+        return self.logits_B(batch) if plain and not self.architecture.classes else np.zeros(batch.plans)
+
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""
         a = self.architecture

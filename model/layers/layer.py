@@ -134,17 +134,25 @@ class LayerBlocks:
         return largest([block.buffer_B(batch) for block in self.blocks])
 
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
-        """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""
+        """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]
+
+        Casts run again. Of a compiled layer no more is kept than its backward pass reads, to which the output of its
+        last product is nothing (torch/_functorch/partitioners.py, solve_min_cut: what must be saved, but leads to
+        nothing backward, is in no cut); checkpoints of eager layers keep it (torch/utils/checkpoint.py,
+        _CachingTorchDispatchMode).
+        """
         inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
+        plain = replace(batch, recipe=replace(batch.recipe, matmul_dtype="bf16"))
         kept_B = np.array(inside_B)
         operators = list(self.operators(batch))
         for op, kept in zip(operators, saved(operators), strict=True):
-            if kept and op.kind == Kind.GEMM:
+            if kept and op.kind == Kind.GEMM and not (batch.framework.compiled and op.target == "fc2"):
                 m, n = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n))
                 kept_B = kept_B + batch.element_size_B * m * n * (1.0 if op.mask is None else op.mask)
         for block in self.blocks:
-            kept_B = kept_B + sum(core.size_B for core in block.core_kept(batch))
-            kept_B = kept_B + batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # of the reduce-scatter
+            kept_B = kept_B + sum(core.size_B for core in block.core_kept(plain))
+            is_read = block is not self.blocks[-1] or not batch.framework.compiled
+            kept_B = kept_B + is_read * batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # reduce-scatter's
             kept_B = kept_B + batch.is_sharded("ep") * block.exchanged_B(batch)
         return np.asarray(kept_B)
 

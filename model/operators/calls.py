@@ -30,5 +30,6 @@ class Call:
     operand_energy: FloatArray | float = 1.0  # energy of what it multiplies over that of random numbers
     sm_cycles: FloatArray | float = 0.0  # of all SMs together, behind what it moves: what they do with it takes so many
     added_s: FloatArray | float = 0.0  # whatever the clock, behind the rest
+    uncast: bool = False  # a product of 16-bit operands, where those of layers are cast
     recomputed: bool = False  # a forward operator that a backward pass runs again
     gating: bool = False  # of a Mixture-of-Experts block: router, dispatch or combination

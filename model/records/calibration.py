@@ -157,7 +157,7 @@ class OperatorFit(Strict):
 
     @cached_property
     def box(self) -> FloatArray:
-        """Smallest and largest of each feature that was measured, in order, [F, 2]; a changed fit is made anew."""
+        """What was measured, smallest and largest of each feature in their order, [F, 2]; a changed fit has its own."""
         return np.asarray([self.measured[name] for name in operator_features(self.kind)])
 
     @field_validator("parameters")

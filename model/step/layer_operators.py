@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -28,9 +29,11 @@ from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 _CAST_B = 6.0  # of an element read in 32 bits and written in 16
-_REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
 # Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
 _GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
+# Passes whose products read what is gathered, or give what is scattered: of those that gather forward, gradients of
+# inputs are scattered behind gradients of weights, whole
+_IN_PARTS = ((Pass.FORWARD, Pass.BACKWARD_INPUT), (Pass.FORWARD,))
 _SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
@@ -120,12 +123,20 @@ class Workload:
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""
         ends = EmbeddingBlock(architecture=self.architecture).operators(self.batch)
-        return self._with_backward(trained_operators(ends, self.batch))
+        return self._uncast(self._with_backward(trained_operators(ends, self.batch)))
 
     def head(self) -> list[Call]:
         """Final norm, projection to the vocabulary and loss."""
         ends = HeadBlock(architecture=self.architecture).operators(self.batch)
-        return self._with_backward(self._autocast(trained_operators(ends, self.batch)))
+        return self._uncast(self._with_backward(self._autocast(trained_operators(ends, self.batch))))
+
+    def _uncast(self, calls: list[Call]) -> list[Call]:
+        """With products of 16-bit operands, as those of a model's ends are: no framework casts these (Megatron Core,
+        whose ColumnParallelLinear stands outside its fp8 context, models/gpt/gpt_model.py; torchtitan, whose filter
+        leaves `output` out, float8.py; llm-foundry's tied head)."""
+        if not self.batch.recipe.casts:
+            return calls
+        return [replace(call, uncast=True) if call.kind is Kind.GEMM else call for call in calls]
 
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
@@ -147,19 +158,19 @@ class Workload:
         In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
         (`PrecisionRecipe.cast_B`).
         """
-        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
+        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards(self.batch.recipe.cast_B)
         cast_weights = self.batch.recipe.weight_cast_B / _COPY_B
-        adapted = () if self.framework.lora is None else self.framework.lora.targets  # read what norms give in 16 bits
         every = list(forward)
         experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
         for op in every:
             if op.kind is Kind.GROUPED_GEMM:
                 yield from self._expert_casts(op, first=op is experts[0], last=op is experts[-1])
-            elif op.kind is Kind.GEMM:
+            elif op.kind is Kind.GEMM and not _stays_wide(op):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                read = of_shards if op.target in _GATHERED else copies
-                if self.batch.recipe.normed_B is not None and op.target in _GATHERED and op.target not in adapted:
-                    read = np.asarray(self.batch.recipe.normed_B / _COPY_B)
+                gathers = op.target in _GATHERED and op.target not in self._adapted
+                read = of_shards if gathers else copies
+                if self.batch.recipe.normed_B is not None and gathers:
+                    read = np.asarray(self._cast_as_shards(self.batch.recipe.normed_B))
                 if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
                 weights = n * k * cast_weights if self.framework.casts_weights == "pass" else 0.0
@@ -188,31 +199,53 @@ class Workload:
             cycles = np.asarray(cast.shape.m) * _COPY_B * form.cast_cycles
             yield replace(cast, copies=copies, sm_cycles=cycles, added_s=op.added_s)
 
-    def _cast_as_shards(self) -> FloatArray | float:
-        """Copies of an element that ranks cast a part of each, and gather: of all they write another order. [P]"""
-        cast_B = self.batch.recipe.cast_B
+    def _cast_as_shards(self, cast_B: float) -> FloatArray | float:
+        """Copies of an element that ranks cast a part of each, in so many bytes, and gather: of all they write another
+        order. [P]"""
+        reordered_B = self.batch.recipe.reordered_B
         if not self.framework.casts_shards:
             return cast_B / _COPY_B
         cut = (self.batch.sequence_parallel * self.batch.is_sharded("tp")) > 0
-        return np.where(cut, (cast_B - _REORDERED_B) / self.batch.tp + _REORDERED_B, cast_B) / _COPY_B
+        return np.where(cut, (cast_B - reordered_B) / self.batch.tp + reordered_B, cast_B) / _COPY_B
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
         size_B = None if op.plain else self._fused_B(kind, direction, shape)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
+        count = self._mask(op)
+        is_whole = op.target in _GATHERED and op.target in self._adapted
+        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in _GATHERED] and not is_whole:
+            parts = self._parts
+            shape, count = replace(shape, m=np.asarray(shape.m, dtype=np.float64) / parts), count * parts
         return Call(
             kind=kind,
             direction=direction,
             shape=shape,
             phase=phase,
-            count=self._mask(op),
+            count=count,
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
             sm_cycles=op.sm_cycles,
             added_s=op.added_s,
+            uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
             gating=_gates(op),
         )
+
+    @property
+    def _adapted(self) -> tuple[str, ...]:
+        """Linear layers beside which adapters read what norms give, in 16 bits."""
+        return () if self.framework.lora is None else self.framework.lora.targets
+
+    @cached_property
+    def _parts(self) -> FloatArray:
+        """Products that stand for one where ranks pass parts of what it reads or gives around behind it: one a rank
+        (Transformer Engine, pytorch/module/base.py, initialize_ub, `ring_exchange`, which Megatron-Bridge's
+        training/comm_overlap.py asks for; torch, distributed/_symmetric_memory, _pipelined_multi_all_gather_and_consume
+        and _pipelined_produce_and_all2all). Left out: that those of several ranks overlap where they begin and end. [P]
+        """
+        beside = "tp" in self.framework.overlapped and self.batch.sequence_parallel > 0
+        return np.where(beside, self.batch.tp, 1.0)
 
     def _fused_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | None:
         """Bytes that a fused kernel moves for an operator; None: it is priced as it was measured.
@@ -243,6 +276,13 @@ class Workload:
         count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
         if own_B is not None:
             count, parameters = self._one, parameters * (own_B / _SUM_B)
+        if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
+            recipe, fused = (
+                self.batch.recipe,
+                self.plans.zero_stage < 3,
+            )  # whose shards are summed behind their exchange
+            fused_B = 2 * recipe.gradient_B - recipe.element_size_B
+            count, parameters = np.where(fused, 1.0, count), parameters * np.where(fused, fused_B / _SUM_B, 1.0)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
     def gradients(self, held: FloatArray) -> list[Call]:
@@ -363,6 +403,12 @@ def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatA
 def _chooses(op: LayerOp) -> bool:
     """Whether an operator is the router's own."""
     return op.kind is Kind.ROUTER or (op.kind is Kind.GEMM and op.gating)
+
+
+def _stays_wide(op: LayerOp) -> bool:
+    """Whether a layer's product is of 16-bit operands though others are cast: a router's (Megatron Core,
+    moe/moe_utils.py, router_gating_linear; torchtitan's filter), and those inside attention."""
+    return op.attention_core or op.gating
 
 
 def _gates(op: LayerOp) -> bool:

@@ -306,14 +306,15 @@ class MemoryModel:
 
     def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
         """Memory that the allocator keeps for some alone: flat buffers of gradients; of FSDP2's streams parameters of
-        units on their way to be gathered, and shards of gradients. [P]"""
+        units on their way to be gathered, and shards of gradients; of 16-bit logits. [P]"""
         if not self.framework.pools_by_stream:
             return np.asarray(self.framework.flat_copy_B * shard.total)
         layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
         units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
         scattered = self._sharded(Shard(dense=shard.dense, expert=np.where(self._expert_shards > 1, shard.expert, 0.0)))
         pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * scattered
-        return np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
+        pooled_B = np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
+        return np.asarray(pooled_B + stage.head * self._head.outgrown_B(self.batch))
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
@@ -435,6 +436,9 @@ class MemoryModel:
             loss = np.maximum(loss, self._head.logits_B(self.batch) + made_B)
         if stage.head and self.framework.counts_passes:  # of the final norm, and the head's input as it is gathered
             loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
+        if stage.head and self.framework.data_parallel == "ddp-fsdp2":  # the head's, which its product keeps (torch,
+            # distributed/tensor/parallel/style.py, ColwiseParallel)
+            loss = loss + whole_B * self.batch.sequence_parallel * self.batch.is_sharded("tp")
         earlier = self._on_gpu(activations - per_micro_batch, largest_B)
         activations = self._on_gpu(activations, largest_B)
         activations = activations + self._freed_late_B(stage, flight)

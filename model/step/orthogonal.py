@@ -83,4 +83,5 @@ def gathered_B(memory: MemoryModel, counts: FloatArray) -> FloatArray:
 
 
 def _call(kind: Kind, shape: Shape, count: FloatArray) -> Call:
-    return Call(kind=kind, direction=Pass.FORWARD, shape=shape, phase=Phase.OPTIMIZER, count=count)
+    is_product = kind is Kind.GEMM
+    return Call(kind=kind, direction=Pass.FORWARD, shape=shape, phase=Phase.OPTIMIZER, count=count, uncast=is_product)

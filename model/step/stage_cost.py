@@ -145,7 +145,8 @@ class BlockCosts:
         self.layer_blocks = [layer_blocks(layer, architecture.hidden) for layer in self.kinds]
         self._reduce: Callable[[PhaseCost], PhaseCost] = lambda lane: lane
         self.clocks = len(clock_Hz_K)
-        self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
+        chip = chip_of_calibration(calibration)
+        self.pricer = OperatorCostModel(calibration, chip, power, clock_Hz_K, uncast=machine.uncast)
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)

@@ -58,7 +58,8 @@ class System:
 
     Attributes:
         gpu: its data sheet; `internode` what joins the nodes.
-        calibration: of the GPU, for the elements of `precision`.
+        calibration: of the GPU, for the elements of `precision`; `uncast` for products of 16-bit operands, where others
+            are cast to fewer bits; None: none are.
         network: links inside and between nodes, and how well collectives use them.
         memory_B, power_limit_W, peak_flops_per_s: of a GPU; infinite, or NaN the rate, where the data sheet gives none.
         inlet_C: of the air; None: as it was at calibration.
@@ -73,6 +74,7 @@ class System:
     gpu: Gpu
     internode: Internode
     calibration: Calibration
+    uncast: Calibration | None = None
     network: Network
     memory_B: float
     power_limit_W: float
@@ -172,6 +174,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         gpu=gpu,
         internode=internode,
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
+        uncast=calibration if framework.precisions[plan.precision].casts else None,
         network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
@@ -341,6 +344,7 @@ def _in_one_order(framework: Framework, gpu: Gpu) -> Framework:
         name: replace(
             recipe,
             cast_B=recipe.cast_B - recipe.product_input_B,
+            reordered_B=0.0,
             normed_B=None if recipe.normed_B is None else 0.0,  # as the norm writes it
         )
         for name, recipe in framework.precisions.items()

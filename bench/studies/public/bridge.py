@@ -38,10 +38,11 @@ _MODELS = {
     "nemotron3super": "nemotron-3-super",
 }
 _DENSE = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
-# account_for_embedding_in_pipeline_split, and of the loss; layouts of DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL"
-# (perf_recipes/*/h100): 61 layers, and three for the ends
+# account_for_embedding_in_pipeline_split, and of the loss (recipes/llama, recipes/qwen/qwen3_moe.py); layouts of
+# DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL" (perf_recipes/*/h100): 61 layers, and three for the ends
 _STAGE_LAYERS = {
     "llama-3.1-405b": {"embedding": 1, "head": 1},
+    "qwen3-235b-a22b": {"embedding": 1, "head": 1},
     "deepseek-v3": {"embedding": 1, "head": 2},
     "kimi-k2": {"embedding": 1, "head": 2},
 }
@@ -77,27 +78,20 @@ def _run(record: Mapping[Any, Any], gpu: str) -> PublicRun:
 def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
     gpus = int(record["gpus"])
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
-    used = recipe(name, gpu, str(record["release"]).split()[0])
+    release = str(record["release"]).split()[0]
+    used = recipe(name, gpu, release)
     pp, ep = used.pp or pp, used.ep or ep
     precision, mode = _precision(str(record["precision"]).lower()), str(record["mode"]).split()[0]
     is_cast = precision in EIGHT_BITS
     return {
-        "architecture": model(name),
         "sequence_length": int(record["seq"]),
         "global_batch": int(record["gbs"]),
         "micro_batch": used.micro_batch or int(record["mbs"]),
         "precision": precision,
-        "parameter_dtype": "fp8" if is_cast else None,
         "transpose_cache": False if is_cast and mode in ("SFT", "LoRA") else None,
         "lora": {"rank": 32, "targets": ["qkv"]} if mode == "LoRA" else None,
-        "recompute": used.recompute,
-        "backend": "megatron-core",
-        "stage_layers": _STAGE_LAYERS.get(name),
-        "multi_token": True if name in _WITH_MODULES else None,
-        "cuda_graphs": used.cuda_graphs,
-        "tp_comm_overlap": used.tp_overlap,
+        **as_released(name, gpu, release, precision),
         "cluster": {"gpu": gpu, "gpus": gpus},
-        "routing": used.routing,
         "parallel": {
             "dp": gpus // (tp * pp * cp),
             "tp": tp,
@@ -108,6 +102,23 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
             "zero_stage": 3 if degree(record["fsdp"]) > 1 else 1,
             "sequence_parallel": tp > 1,
         },
+    }
+
+
+def as_released(name: str, gpu: str, release: str, precision: str) -> dict[str, Any]:
+    """Of a plan of a model in this precision, what a release's configuration says beside degrees and batches; exchanges
+    of tensor parallelism of 4 bits stay exposed (configs/llama/llama31_llm_pretrain.py)."""
+    used = recipe(name, gpu, release)
+    return {
+        "architecture": model(name),
+        "parameter_dtype": "fp8" if precision in EIGHT_BITS else None,
+        "recompute": used.recompute,
+        "backend": "megatron-core",
+        "stage_layers": _STAGE_LAYERS.get(name),
+        "multi_token": True if name in _WITH_MODULES else None,
+        "cuda_graphs": used.cuda_graphs,
+        "tp_comm_overlap": False if precision == "nvfp4" else used.tp_overlap,
+        "routing": used.routing,
     }
 
 

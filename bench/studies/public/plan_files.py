@@ -15,11 +15,13 @@ from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan, read_plan
 from studies.bridge_recipes import recipe
+from studies.public.bridge import as_released
 from studies.public.run import OfMemory, PublicRun, first_line
 
 _UNSTATED = re.compile(r"-(none|selective|full)$")
@@ -31,7 +33,8 @@ _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
 # mpt- are llm-foundry's, which trains them under FSDP; NVIDIA's submissions to MLPerf scale by what was largest in
 # steps before (config_fp8.sh, FP8_AMAX_HISTORY)
 _TITAN, _FOUNDRY, _EAGER, _MLPERF = "titan", "mpt-", "eager", "-mlperf"
-# Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.bridge_recipes`)
+# Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.public.bridge`); a
+# model of Qwen's form stands for GPT-OSS, which no plan could name when the plans were written
 _BRIDGE = re.compile(r"\d\d-(\w[\w.]*)-(\d\d\.\d\d(?:\.\d\d)?)-(?:none|selective|full)")
 _BRIDGE_MODELS = {
     "Qwen3_30B_a3B": "qwen3-30b-a3b",
@@ -39,6 +42,8 @@ _BRIDGE_MODELS = {
     "GPTOSS120B": "gpt-oss-120b",
     "DeepSeekV3": "deepseek-v3",
     "LLAMA3_8B": "llama-3-8b",
+    "LLAMA3_70B": "llama-3-70b",
+    "LLAMA3.1_405B": "llama-3.1-405b",
 }
 # Its reports name AsyncTP in these, and in all of the 405B model (benchmarks/llama3_h100_202412_torchtitan.md, tables 4
 # to 6)
@@ -133,7 +138,8 @@ def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
         said = {"fp8_recipe": "delayed"}
     said |= _as_its_comments_have_it(plan, path) | _as_its_release_has_it(plan, path)
     try:
-        return Plan.model_validate(plan.model_copy(update=said).model_dump())
+        plain = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in said.items()}
+        return Plan.model_validate(plan.model_dump() | plain)
     except InputError:
         return plan
 
@@ -149,12 +155,16 @@ def _as_its_release_has_it(plan: Plan, path: Path) -> dict[str, object]:
     named = _release_of(path)
     if named is None:
         return {}
-    used = recipe(named[0], plan.cluster.gpu, named[1])
-    said: dict[str, object] = {"recompute": used.recompute, "routing": plan.routing.model_copy(update=used.routing)}
+    name, release = named
+    used = recipe(name, plan.cluster.gpu, release)
+    said: dict[str, object] = dict(as_released(name, plan.cluster.gpu, release, plan.precision))
+    said["routing"] = plan.routing.model_copy(update=used.routing)
     if used.micro_batch is not None:
         said["micro_batch"] = used.micro_batch
-    if used.virtual_stages is not None:
-        said["parallel"] = plan.parallel.model_copy(update={"virtual_stages": used.virtual_stages})
+    own, pp = plan.parallel, used.pp or plan.parallel.pp
+    degrees = {"pp": pp, "dp": own.dp * own.pp // pp, "ep": used.ep or own.ep}
+    virtual = own.virtual_stages if used.virtual_stages is None else used.virtual_stages
+    said["parallel"] = own.model_copy(update=degrees | {"virtual_stages": virtual})
     return said
 
 

@@ -37,6 +37,20 @@ def test_degrees_that_a_table_copied_are_those_of_its_configuration() -> None:
     assert (found.pp, found.ep, found.virtual_stages) == (1, 16, 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("qwen3-235b-a22b", H100, "25.09"), None),  # v0.1.0rc4, run_script.py: CommOverlapConfig(tp_comm_overlap=True)
+        (("qwen3-235b-a22b", H100, "25.11"), False),  # v0.2.0, configs/qwen3/qwen3_llm_pretrain.py
+        (("deepseek-v3", H100, "25.09"), False),  # v0.1.0rc4, recipes/deepseek/deepseek_v3.py
+    ],
+)
+def test_exchanges_of_tensor_parallelism_that_recipes_leave_exposed(
+    asked: tuple[str, str, str], expected: bool | None
+) -> None:
+    assert recipe(*asked).tp_overlap is expected
+
+
 def test_what_a_release_does_not_name_is_as_in_the_one_before_it() -> None:
     assert recipe("deepseek-v3", H100, "25.11").recompute == "mla_up_proj+mlp"
     assert recipe("qwen3-30b-a3b", H100, "25.08") == Recipe()

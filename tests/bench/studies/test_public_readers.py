@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.stage_layers import EndSlots
 from studies.public.b200 import B200, b200
 from studies.public.bridge import bridge
 from studies.public.golden import GOLDEN, golden
 from studies.public.mlperf import mlperf
 from studies.public.nanotron import NANOTRON, nanotron
+from studies.public.plan_files import group
 from studies.public.run import PublicRun
 from studies.public.tables import SAILOR, fsdp, sailor
 from studies.runs import BRIDGE, FSDP, MLPERF
@@ -143,3 +146,36 @@ def test_functional_tests(tmp_path: Path) -> None:
     assert again.memory_B != again.memory_B  # a checkpoint was loaded
     assert not unread.is_read
     assert unsaid.memory_B != unsaid.memory_B  # nor is it said how attention ran
+
+
+BRIDGE_PLAN = """\
+# published: tok_s_gpu=5000
+architecture: {model}
+sequence_length: 4096
+global_batch: 1024
+micro_batch: 1
+precision: {precision}
+recompute: none
+backend: megatron-core
+cluster: {{gpu: h100-sxm-80gb, gpus: {gpus}}}
+parallel: {{dp: {dp}, pp: {pp}, ep: 8, virtual_stages: {virtual}, zero_stage: 1}}
+"""
+
+
+def test_plan_files_of_megatron_bridge_are_read_as_its_tables(tmp_path: Path) -> None:
+    """GPT-OSS for the model that stands for it; weights in 8 bits beside such products; the ends of Qwen3 235B count as
+    layers (recipes/qwen/qwen3_moe.py), and Qwen3 30B of 26.02.01 has no pipeline."""
+    folder = tmp_path / "rows" / "bridge"
+    folder.mkdir(parents=True)
+    for name, said in {
+        "07-GPTOSS120B-26.04.01": {"model": "qwen3-30b-a3b", "precision": "bf16-mixed", "gpus": 64, "dp": 16, "pp": 4},
+        "09-Qwen3_235B_a22B-26.04": {"model": "qwen3-235b-a22b", "precision": "fp8", "gpus": 256, "dp": 32, "pp": 8},
+        "18-Qwen3_30B_a3B-26.02.01": {"model": "qwen3-30b-a3b", "precision": "fp8", "gpus": 16, "dp": 8, "pp": 2},
+    }.items():
+        text = BRIDGE_PLAN.format(**said, virtual=4 if name.startswith("09") else 1)
+        (folder / f"{name}-none.yaml").write_text(text, encoding="utf-8")
+    gpt, large, small = map(plan_of, group(tmp_path, "bridge"))
+    assert architecture_of(gpt).layers[0].attentions[0].sinks
+    assert [plan.parameter_dtype for plan in (gpt, large, small)] == [None, "fp8", "fp8"]
+    assert (large.stage_layers, small.stage_layers) == (EndSlots(embedding=1, head=1), None)
+    assert (small.parallel.dp, small.parallel.pp, small.parallel.ep) == (16, 1, 16)

@@ -54,8 +54,9 @@ def _predicted(**keys: Any) -> Outcome:
     return outcome(document, load_calibration(None, BOARD), even_if_it_does_not_fit=True)
 
 
-# benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 4: tokens/s per GPU, GiB
+# benchmarks/llama3_h100_202412_torchtitan.md, tables 1, 2 and 4: tokens/s per GPU, GiB
 _EIGHT = {"global_batch": 16, "micro_batch": 2, "parallel": {"dp": 8, "zero_stage": 3}}
+_LONG = {"sequence_length": 32768, "global_batch": 8, "recompute": "full", "parallel": {"dp": 8, "zero_stage": 3}}
 _TWO_D = {
     "architecture": "llama-3-70b",
     "global_batch": 512,
@@ -69,6 +70,7 @@ REPORTED = [
     ({"precision": "bf16-mixed", **_EIGHT}, 5762, 82.4),
     ({"precision": "bf16-mixed", "compile": True, **_EIGHT}, 6667, 77.0),
     ({"precision": "fp8", "compile": True, **_EIGHT}, 8532, 76.8),
+    ({"precision": "fp8", "compile": True, **_LONG}, 3890, 83.9),
     (_TWO_D, 829, None),
     ({**_TWO_D, "tp_comm_overlap": True}, 876, None),
 ]
@@ -82,7 +84,65 @@ def test_runs_are_as_fast_and_as_large_as_reported(
     assert found.tokens_per_s_per_gpu.value == pytest.approx(rate, rel=0.05)
     if reserved_GiB is not None:
         reserved_B = found.memory_B.value - found.memory_terms_B["context"]
-        assert reserved_B / 2**30 == pytest.approx(reserved_GiB, rel=0.08)
+        assert reserved_B / 2**30 == pytest.approx(reserved_GiB, rel=0.03)
+
+
+_TOKENS = 2 * 8192  # of `_EIGHT`, on each of 32 layers 4,096 wide
+
+
+def test_compiled_layers_keep_no_output_of_their_last_product() -> None:
+    kept = {
+        compiled: _predicted(precision="bf16-mixed", compile=compiled, **_EIGHT).memory_terms_B["activations"]
+        for compiled in (True, False)
+    }
+    assert kept[False] - kept[True] == pytest.approx(32 * 2 * _TOKENS * 4096)
+
+
+def test_casts_run_again_and_are_not_kept() -> None:
+    kept = {
+        precision: _predicted(precision=precision, compile=True, **_EIGHT).memory_terms_B["activations"]
+        for precision in ("bf16-mixed", "fp8")
+    }
+    assert kept["fp8"] == pytest.approx(kept["bf16-mixed"])
+
+
+def test_logits_of_16_bits_stay_reserved_beside_a_loss_in_float32() -> None:
+    """A compiled loss keeps 10 bytes of a logit for 12, of which 3 % are lost to fragmentation; it outgrows nothing."""
+    terms = {
+        loss: _predicted(precision="bf16-mixed", compile=True, cross_entropy=loss, **_EIGHT).memory_terms_B
+        for loss in (None, "compiled")
+    }
+    logits = _TOKENS * 128_256
+    assert terms[None]["loss"] - terms["compiled"]["loss"] == pytest.approx(2 * logits)
+    lost_B = terms[None]["fragmentation"] - terms["compiled"]["fragmentation"]
+    assert lost_B == pytest.approx((2 + 0.03 * 2) * logits)
+
+
+def test_the_heads_input_is_kept_as_it_is_gathered() -> None:
+    """Two ranks, each of half of the vocabulary: beside the loss all hidden states, where half of them were sharded."""
+    parallel = {"dp": 4, "tp": 2, "zero_stage": 3}
+    loss_B = {
+        cut: _predicted(
+            precision="bf16-mixed",
+            compile=True,
+            global_batch=8,
+            micro_batch=2,
+            parallel=parallel | {"sequence_parallel": cut},
+        ).memory_terms_B["loss"]
+        for cut in (True, False)
+    }
+    assert loss_B[True] - loss_B[False] == pytest.approx(2 * _TOKENS * 4096)
+
+
+def test_weights_are_cast_in_every_pass(llama: Architecture, batch: Batch) -> None:
+    """Forward: 7.4 bytes of every weight and of what four products read (three more read what was cast before)."""
+    framework = replace(framework_of("torchtitan"), compiled=True, plain_norm_B=None, repeats_keys=False)
+    calls = Workload(llama, batch(), framework=framework, precision="fp8").passes(llama.layers[0])
+    casts = [call for call in calls if call.kind is Kind.COPY and call.phase == "forward"]
+    weights = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    read = 2048 * (3 * 4096 + 14336)
+    moved_B = sum(float(np.max(call.count * np.asarray(call.shape.m))) * 4 for call in casts)
+    assert moved_B == pytest.approx(7.4 * (weights + read))
 
 
 def test_what_is_gathered_travels_in_eight_bits(llama: Architecture, batch: Batch) -> None:

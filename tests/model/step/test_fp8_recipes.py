@@ -69,7 +69,6 @@ def test_tensor_parallel_ranks_share_their_largest(sequence_parallel: bool, wait
         return float(found.exposed_communication_s[0])
 
     added_s = exposed_s("tensorwise") - exposed_s("delayed")
-    assert added_s == pytest.approx(exposed_s("tensorwise") - exposed_s("blockwise"), abs=1e-9)
     assert waits * 32 * 5e-6 <= added_s <= waits * 32 * 30e-6
 
 
