@@ -16,7 +16,7 @@ The first half of each run's steps is left out: torch's allocator still grows.
 With --golden, what Megatron's hosts take with Transformer Engine, by step times of its functional tests on H100 that
 the host alone bounds: its GPT of 12 layers, without recomputation, context parallelism, virtual stages and 8 bits.
 
-    median      measured over predicted step time, with the factors that ship, which make it 0.9 to 1.1
+    median      measured over predicted step time, with the factors that ship
     quartiles   of the same
     rows        that were read
     hosts       of machines with other GPUs: how much longer the same tests took, the median, and of how many; what

@@ -71,11 +71,11 @@ GROUPED_WORKSPACE_B = {gpu: 4 * engine_B for gpu, engine_B in _ENGINE_B.items()}
 # H100 and GB200), beside which three levels stood for what their arguments do not say: timers that wait (tests recorded
 # with `--timing-log-level 2`), a release (A100, 2025-07), a cloud's runner (H100, 2026-05-07 and 07-25). With levels
 # these step times are 7 % off, without 11 %; the factor above is the one with least mean error by GPU, with which those
-# of H100 are 4 to 5 % fast in the median. Of the host beside layers in a pass (batches put on the device, timers, means of losses, messages), in calls
-# of a mean operator; around a ring of context parallelism, of a block of keys and values (nine kernels forward and
-# eight backward that copy parts of queries and keys, attend, put sums and outputs right: Transformer Engine,
-# context_parallel.py, AttnFuncWithCPAndKVP2P); how much longer kernels take that give the same bits every time (torch
-# fills what it allocates, sorts indices)
+# of H100 are 4 to 5 % fast in the median. Of the host beside layers in a pass (batches put on the device, timers, means
+# of losses, messages), in calls of a mean operator; around a ring of context parallelism, of a block of keys and values
+# (nine kernels forward and eight backward that copy parts of queries and keys, attend, put sums and outputs right:
+# Transformer Engine, context_parallel.py, AttnFuncWithCPAndKVP2P); how much longer kernels take that give the same bits
+# every time (torch fills what it allocates, sorts indices)
 PASS_CALLS = 20.0
 RING_CALLS = (4.0, 4.0)
 DETERMINISTIC_HOST = 1.13
