@@ -85,10 +85,12 @@ def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
     for name, (file, read) in _READ.items():
         if (data / file).exists():
             found[name] = partial(read, data)
+    if found:
+        found[_OWN] = torchtitan
     if plans.is_dir():
         found[_CASES] = partial(cases, plans.resolve())
         found |= {name: partial(group, plans.resolve(), name) for name in group_names(plans)}
-    return found | {_OWN: torchtitan} if found else found
+    return found
 
 
 def main() -> None:
