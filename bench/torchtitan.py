@@ -16,8 +16,8 @@ readings, which bench/measured keeps. Means over plans of |predicted / measured 
                                      the first set
     two_gpus_...                     the same of seven plans for two GPUs, chosen then
 
-Of the first set, constants were traced in three runs (`studies.public.torchtitan`), and two are sharded over a mesh of
-one GPU, whose copies no plan has.
+Of the first set constants were traced in four runs, of that for two GPUs in two (`studies.public.torchtitan`); two of
+the first are sharded over a mesh of one GPU.
 """
 
 from __future__ import annotations

@@ -13,10 +13,8 @@ import numpy as np
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.moe_form import MoeForm, StreamedKernels, Tensor
-from moemodel.model.layers.base import LayerOp, linear
+from moemodel.model.layers.base import COPY_B, LayerOp, linear
 from moemodel.model.operators.work import Kind, Pass, Shape
-
-_COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 
 
 def router_operators(moe: Moe, form: MoeForm, tokens: FloatArray, hidden: int) -> Iterator[LayerOp]:
@@ -105,7 +103,7 @@ def streamed_operators(
         elements = elements / times
         for count, size_B, backward in ((one.forward, one.forward_B, False), (one.backward, one.backward_B, True)):
             if count:
-                shape = Shape(m=elements * (size_B / count / _COPY_B))
+                shape = Shape(m=elements * (size_B / count / COPY_B))
                 added_s = backward * one.backward_expert_s * local / (count * times)
                 op = _repeated(shape, count * times, backward=backward)
                 yield replace(op, operand_energy=one.energy, added_s=added_s)

@@ -32,7 +32,16 @@ _ORDER = (
     *("heads", "kv_heads", "context_heads", "width", "expert_width", "layers", "context", "context_ranks"),
     *("experts", "no_experts", "sequence_shards"),
     *("degrees", "expert_ranks", "asked_expert_ranks"),
-    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer", "replicas"),
+    *(
+        "sequence_parallel",
+        "virtual_stages",
+        "schedule",
+        "batch",
+        "interleaving",
+        "optimizer",
+        "replicas",
+        "mixed_precision",
+    ),
     *("chunks_of_schedule", "filled_schedule", "paired_stages"),
 )
 
@@ -113,6 +122,7 @@ def degree_rules(
         _expert_ranks(framework.shards_experts),
         _asked_expert_ranks(),
         _replicas(framework),
+        *([_mixed_precision(framework.name)] if framework.float32_shards else []),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
         _interleaved_micro_batches(global_batch),
@@ -255,6 +265,27 @@ def _replicas(framework: Framework) -> PlanRule:
             (c["replicas"] > 1) & (uneven(c) | (c["zero_stage"] < 1) | (not framework.replicates_shards))
         ),
         message=message,
+    )
+
+
+def _mixed_precision(backend: str) -> PlanRule:
+    """FSDP casts float32 parameters, and autocast where nothing cuts the model; else torchtitan multiplies in float32
+    (distributed/utils.py, maybe_enable_amp)."""
+
+    def is_cut_alone(c: Columns) -> BoolArray:
+        sharded = (c["zero_stage"] >= 1) & (c["dp"] * c["cp"] > 1)
+        return np.asarray((c["tp"] * c["pp"] * c["cp"] > 1) & ~sharded)
+
+    return PlanRule(
+        key="mixed_precision",
+        summary="tp, pp and cp need ZeRO over several ranks, without which products are float32",
+        needs=_needs("zero_stage dp tp pp cp"),
+        is_violated=is_cut_alone,
+        message=lambda c: (
+            f"parallel: found tp {c['tp']}, pp {c['pp']}, cp {c['cp']} with zero_stage {c['zero_stage']} and dp "
+            f"{c['dp']}, where backend {backend} trains in float32, which no plan of it says; allowed: zero_stage 3 "
+            "with dp x cp above 1"
+        ),
     )
 
 

@@ -19,14 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.device.roofline import PRODUCTS
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
-from moemodel.model.layers.base import LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, SCATTERED, LayerOp, MicroBatch
 from moemodel.model.operators.work import Kind, Shape
 
-_COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 _CAST_B = 6.0  # read in 16 bits and written in 32, or the other way round
-_PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
-_SCATTERED = ("proj", "fc2")  # products whose output is added to the residual stream
 
 # 78 us for 4 x 2048 x 2560 elements: 16 bits added to 32 (10 bytes), against the 6 of 16-bit sums
 _MIXED_SUM_B = 78e-6 / (4 * 2048 * 2560) * COPY_B_PER_S - 6.0
@@ -103,10 +101,10 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
 def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray, FloatArray, float]]:
     """Bytes forward and backward of what stands around an operator, and the share of them that is moved."""
     m, n, k, experts = _sizes(op.shape.m, op.shape.n, op.shape.k, op.shape.experts)
-    if op.kind in _PRODUCTS:
+    if op.kind in PRODUCTS:
         weights = n * k * (experts if op.kind is Kind.GROUPED_GEMM else 1.0)
         yield weights * _CAST_B, weights * form.widened, 2 * _CAST_B / (_CAST_B + form.widened)
-        if op.target in _SCATTERED:
+        if op.target in SCATTERED:  # added to the residual stream
             yield 0.0 * m, m * n * form.narrowed, 1.0
         elif op.kind is Kind.GEMM:
             moved = 2 * _CAST_B / max(form.cast + form.widened, 2 * _CAST_B)
@@ -133,7 +131,7 @@ def _sizes(*sizes: ArrayLike) -> tuple[FloatArray, ...]:
 def _copies(around: LayerOp, forward_B: FloatArray, backward_B: FloatArray, moved: float) -> Iterator[LayerOp]:
     """Kernels that move so many bytes, as copies."""
     if np.any(forward_B):
-        yield replace(around, shape=Shape(m=forward_B / _COPY_B), operand_energy=moved)
+        yield replace(around, shape=Shape(m=forward_B / COPY_B), operand_energy=moved)
     if np.any(backward_B):
-        back = Shape(m=backward_B / _COPY_B)
+        back = Shape(m=backward_B / COPY_B)
         yield replace(around, shape=back, copies=(back,), only_backward=True, operand_energy=moved)

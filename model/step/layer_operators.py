@@ -17,7 +17,7 @@ from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.layers.adapters import trained_operators
-from moemodel.model.layers.base import LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, GATHERED, SCATTERED, LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
@@ -27,10 +27,7 @@ from moemodel.model.step.autocast import autocast_operators
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
-_COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 _CAST_B = 6.0  # of an element read in 32 bits and written in 16
-# Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
-_GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
 # Passes whose products read what is gathered, or give what is scattered: of those that gather forward, gradients of
 # inputs are scattered behind gradients of weights, whole
 _IN_PARTS = ((Pass.FORWARD, Pass.BACKWARD_INPUT), (Pass.FORWARD,))
@@ -158,8 +155,8 @@ class Workload:
         In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
         (`PrecisionRecipe.cast_B`).
         """
-        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards(self.batch.recipe.cast_B)
-        cast_weights = self.batch.recipe.weight_cast_B / _COPY_B
+        copies, of_shards = self.batch.recipe.cast_B / COPY_B, self._cast_as_shards(self.batch.recipe.cast_B)
+        cast_weights = self.batch.recipe.weight_cast_B / COPY_B
         every = list(forward)
         experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
         for op in every:
@@ -167,7 +164,7 @@ class Workload:
                 yield from self._expert_casts(op, first=op is experts[0], last=op is experts[-1])
             elif op.kind is Kind.GEMM and not _stays_wide(op):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                gathers = op.target in _GATHERED and op.target not in self._adapted
+                gathers = op.target in GATHERED and op.target not in self._adapted
                 read = of_shards if gathers else copies
                 if self.batch.recipe.normed_B is not None and gathers:
                     read = np.asarray(self._cast_as_shards(self.batch.recipe.normed_B))
@@ -175,7 +172,7 @@ class Workload:
                     read = np.zeros(1)
                 weights = n * k * cast_weights if self.framework.casts_weights == "pass" else 0.0
                 elements = Shape(m=np.broadcast_to(m * k * read + weights, self._one.shape))
-                gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))
+                gradient = Shape(m=m * n * (of_shards if op.target in SCATTERED else copies))
                 yield LayerOp(
                     kind=Kind.COPY,
                     shape=elements,
@@ -190,13 +187,13 @@ class Workload:
         gradients backward, each expert's by a kernel of its own, where the one that activates them does not."""
         form, cast_B = self.framework.moe, self.batch.recipe.cast_B
         m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-        of_rows = LayerOp(kind=Kind.COPY, shape=Shape(m=m * k * (cast_B / _COPY_B)), parts=op.parts)
-        of_gradients = replace(of_rows, shape=Shape(m=m * n * (cast_B / _COPY_B)), only_backward=True)
+        of_rows = LayerOp(kind=Kind.COPY, shape=Shape(m=m * k * (cast_B / COPY_B)), parts=op.parts)
+        of_gradients = replace(of_rows, shape=Shape(m=m * n * (cast_B / COPY_B)), only_backward=True)
         for cast, fused in ((of_rows, form.fuses_casts and not first), (of_gradients, form.fuses_casts and not last)):
             if fused:
                 continue
             copies = (cast.shape,) if cast.only_backward else ()
-            cycles = np.asarray(cast.shape.m) * _COPY_B * form.cast_cycles
+            cycles = np.asarray(cast.shape.m) * COPY_B * form.cast_cycles
             yield replace(cast, copies=copies, sm_cycles=cycles, added_s=op.added_s)
 
     def _cast_as_shards(self, cast_B: float) -> FloatArray | float:
@@ -204,18 +201,18 @@ class Workload:
         order. [P]"""
         reordered_B = self.batch.recipe.reordered_B
         if not self.framework.casts_shards:
-            return cast_B / _COPY_B
+            return cast_B / COPY_B
         cut = (self.batch.sequence_parallel * self.batch.is_sharded("tp")) > 0
-        return np.where(cut, (cast_B - reordered_B) / self.batch.tp + reordered_B, cast_B) / _COPY_B
+        return np.where(cut, (cast_B - reordered_B) / self.batch.tp + reordered_B, cast_B) / COPY_B
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
         size_B = None if op.plain else self._fused_B(kind, direction, shape)
         if size_B is not None:
-            kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
+            kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / COPY_B)
         count = self._mask(op)
-        is_whole = op.target in _GATHERED and op.target in self._adapted
-        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in _GATHERED] and not is_whole:
+        is_whole = op.target in GATHERED and op.target in self._adapted
+        if kind is Kind.GEMM and op.target and direction in _IN_PARTS[op.target in GATHERED] and not is_whole:
             parts = self._parts
             shape, count = replace(shape, m=np.asarray(shape.m, dtype=np.float64) / parts), count * parts
         return Call(
@@ -277,10 +274,8 @@ class Workload:
         if own_B is not None:
             count, parameters = self._one, parameters * (own_B / _SUM_B)
         if self.framework.sums_in_products:  # read and written in place of a 16-bit gradient
-            recipe, fused = (
-                self.batch.recipe,
-                self.plans.zero_stage < 3,
-            )  # whose shards are summed behind their exchange
+            recipe = self.batch.recipe
+            fused = self.plans.zero_stage < 3  # else shards are summed behind their exchange
             fused_B = 2 * recipe.gradient_B - recipe.element_size_B
             count, parameters = np.where(fused, 1.0, count), parameters * np.where(fused, fused_B / _SUM_B, 1.0)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
@@ -292,7 +287,7 @@ class Workload:
         moved_B = framework.gradients_B + (framework.fills_gradients + framework.checks_gradients) * gradient_B
         if self.framework.forward_only or not moved_B:
             return []
-        moved = Shape(m=held * (moved_B / _COPY_B))
+        moved = Shape(m=held * (moved_B / COPY_B))
         return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.OPTIMIZER, self._one)]
 
     def weights(self, layers: FloatArray) -> list[Call]:
@@ -301,7 +296,7 @@ class Workload:
         stay = self.framework.lora is not None and recipe.kept_cast_B is not None  # frozen, in both orders from then on
         if self.framework.casts_weights != "step" or stay or not recipe.casts or not moved_B:
             return []
-        moved, first = Shape(m=layers * (moved_B / _COPY_B)), 1.0 / self.plans.micro_batches
+        moved, first = Shape(m=layers * (moved_B / COPY_B)), 1.0 / self.plans.micro_batches
         return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.FORWARD, first)]
 
     def copies(
@@ -326,7 +321,7 @@ class Workload:
             counts: how often they are exchanged in a step.
             owned: parameters that this GPU updates; `lone` those that no other holds, and that FSDP copies (`_lone`).
         """
-        plans, scattered = self.plans, self.framework.scattered_B / _COPY_B
+        plans, scattered = self.plans, self.framework.scattered_B / COPY_B
         shared = (plans.dp * plans.cp > 1) / plans.micro_batches
         if self.framework.forward_only:
             return []
@@ -335,7 +330,7 @@ class Workload:
         calls = self._lone(lone, counts) if lone.any() else []
         if not shared.any():
             return calls
-        cast = (owned - lone) * (_CAST_B / _COPY_B) * (self.framework.float32_shards * (plans.zero_stage >= 1))
+        cast = (owned - lone) * (_CAST_B / COPY_B) * (self.framework.float32_shards * (plans.zero_stage >= 1))
         inner, whole = Shape(m=layers + cast), Shape(m=layers + ends + cast)
         gradients = Shape(m=layers + ends) if reduced is None else Shape(m=reduced)
         if self.framework.data_parallel == "flattened":
@@ -353,7 +348,7 @@ class Workload:
         them (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, foreach_reduce; as traced on an H200)."""
         each = 1.0 / self.plans.micro_batches
         gathered, scattered = (
-            Shape(m=parameters * (moved_B / _COPY_B)) for moved_B in (_CAST_B + 4.0, self.framework.scattered_B + 16.0)
+            Shape(m=parameters * (moved_B / COPY_B)) for moved_B in (_CAST_B + 4.0, self.framework.scattered_B + 16.0)
         )
         return [
             _call(Kind.COPY, Pass.FORWARD, gathered, Phase.FORWARD, each * counts.gathers_forward),
@@ -371,13 +366,13 @@ class Workload:
             return []
         kind = Kind.ADAMW_MIXED if self.batch.recipe.master_weights else Kind.ADAMW
         on_gpu = self._one if self.framework.offload is None else self._one - self.framework.offload.optimizer
-        calls = [_call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, on_gpu * self.batch.recipe.update_share)]
-        if not self.framework.float32_shards:
-            calls.insert(0, _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one))
+        norm = _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one)
+        update = _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, on_gpu * self.batch.recipe.update_share)
+        calls = [update] if self.framework.float32_shards else [norm, update]
         sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
         more_B = np.asarray(self.framework.optimizer_B + sharded)
         if more_B.any():
-            more = Shape(m=owned * (more_B / _COPY_B))
+            more = Shape(m=owned * (more_B / COPY_B))
             calls.append(_call(Kind.COPY, Pass.FORWARD, more, Phase.OPTIMIZER, on_gpu))
         kept = gradients_in_ddp_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy

@@ -15,7 +15,13 @@ from studies.public.run import PublicRun
 
 _BENCH = Path(__file__).parents[2]
 _SETS = ("torchtitan", "torchtitan-unseen", "torchtitan-two-gpus")
-_TRACED = ("qwen3-30b-a3b-5l-4k", "qwen3-4b-12l-2k")
+_TRACED = (
+    "qwen3-30b-a3b-5l-4k",
+    "qwen3-4b-12l-2k",
+    "deepseek-16b-5l-4k-full",
+    "qwen3-30b-a3b-10l-4k-dp2",
+    "qwen3-30b-a3b-10l-4k-dp2-ep2",
+)
 
 
 def torchtitan() -> list[PublicRun]:

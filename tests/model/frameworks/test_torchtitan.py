@@ -16,6 +16,7 @@ from moemodel.calibration.derive.public_voltage import published_drop
 from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.errors import InputError
 from moemodel.model.device.power import power_model
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
@@ -256,11 +257,10 @@ def _over_measured(runs: str, name: str) -> float:
     return found.step_time_s.value / float(measured["step_time_s"])
 
 
-# Kernels of experts were traced in qwen3-30b-a3b-5l-4k, those of autocast in qwen3-4b-12l-2k: these are others
+# Of runs that no constant was traced in (`studies.public.torchtitan`)
 @pytest.mark.parametrize(
     ("runs", "name"),
     [
-        ("torchtitan", "deepseek-16b-5l-4k-full"),
         ("torchtitan", "llama-3-8b-6l-4k-accumulate-every-2"),
         ("torchtitan", "llama-3-8b-8l-8k"),
         ("torchtitan", "llama-3-8b-8l-8k-compile-op"),
@@ -347,3 +347,26 @@ def test_experts_that_no_other_rank_holds_are_sharded_over_one(batch: Batch) -> 
     micro_batches = float(plans.micro_batches[0])
     assert calls[Phase.FORWARD] * micro_batches == pytest.approx(10e9)
     assert calls[Phase.BACKWARD] * micro_batches == pytest.approx((10 + 12 + 8 + 8) * 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "is_refused"),
+    [
+        ({"tp": 8, "sequence_parallel": True}, True),
+        ({"tp": 8, "sequence_parallel": True, "zero_stage": 3}, True),
+        ({"pp": 8}, True),
+        ({"cp": 8}, True),
+        ({"cp": 8, "zero_stage": 3}, False),
+        ({"dp": 8}, False),
+        ({"dp": 4, "tp": 2, "sequence_parallel": True, "zero_stage": 3}, False),
+    ],
+)
+def test_a_model_that_fsdp_does_not_shard_is_cut_in_float32(degrees: dict[str, Any], is_refused: bool) -> None:
+    """distributed/utils.py, maybe_enable_amp: FSDP mixes precisions, autocast does on one GPU and under DDP alone."""
+    plan = {"architecture": "llama-3-8b", "sequence_length": 8192, "global_batch": 8, "backend": "torchtitan-0.2"}
+    document = plan | {"cluster": {"gpu": BOARD, "gpus": 8}, "parallel": degrees}
+    if not is_refused:
+        assert Plan.model_validate(document).parallel.dp == degrees.get("dp", 1)
+        return
+    with pytest.raises(InputError, match=r"where backend torchtitan-0.2 trains in float32.*allowed: zero_stage 3"):
+        Plan.model_validate(document)
