@@ -82,7 +82,7 @@ _EXPERT_KERNELS = (
         forward_B=1404e-6 * _B_PER_S,
         backward_B=1761e-6 * _B_PER_S,
         kept_B=4,
-        energy=(18.5 + 24) / ((1404e-6 + 1761e-6) * _B_PER_S),
+        energy=(18.75 + 21.25) / ((1404e-6 + 1761e-6) * _B_PER_S),
     ),
     # models/moe/utils.py: a row of zeros behind (135), padded (142), back (625); backward a gradient without the last
     # row (208), padded (142), zeros and sums (80 and 491), what both products give added (184)
@@ -106,13 +106,13 @@ _FLOAT32_ROWS = (
         backward=4,
         forward_B=1086e-6 * _B_PER_S,
         backward_B=1342e-6 * _B_PER_S,
-        energy=(26 + 32) / ((1086e-6 + 1342e-6) * _B_PER_S),
+        energy=(30 + 40) / ((1086e-6 + 1342e-6) * _B_PER_S),
     ),
     StreamedKernels(
         over="chosen_rows",
         backward=1,
         backward_B=(2648e-6 - 291e-6) * COPY_B_PER_S / (98_304 * 2048),
-        energy=0.1,
+        energy=0.1,  # moves 5 bytes of an element, in the time of 49
         most=7,
     ),
 )
@@ -133,7 +133,7 @@ TORCHTITAN_0_2 = replace(
         dispatch="kernels",
         kernels=_EXPERT_KERNELS,
         float32_rows=_FLOAT32_ROWS,
-        host_waits=HostWaits(spread=1),
+        host_waits=HostWaits(spread=1),  # how many rows others send (distributed/expert_parallel.py, _token_dispatch)
     ),
     keeps_expert_outputs=False,  # as rows of choices, in float32 (`_EXPERT_KERNELS`)
 )
