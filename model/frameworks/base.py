@@ -40,6 +40,30 @@ FusedOperator = Literal[
     "rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed", "router", "permute", "unpermute"
 ]
 
+# Operators of which a framework may run kernels of its own, one after another, where torch has others.
+PlainOperator = Literal["rms_norm", "rotary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainKernels:
+    """Kernels of an operator, one after another.
+
+    Attributes:
+        forward_B, backward_B: bytes of an element that they move.
+        kept_B: bytes of an element that they keep for the backward pass, beside what the operator gives.
+        autocast: the same where torch.autocast has float32 elements before or among them; None: alike.
+    """
+
+    forward_B: float
+    backward_B: float
+    kept_B: float
+    autocast: PlainKernels | None = None
+
+    @property
+    def under_autocast(self) -> PlainKernels:
+        """Those of plans whose parameters are float32 ones that autocast casts."""
+        return self.autocast or self
+
 
 # Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
 MomentDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
@@ -206,8 +230,8 @@ class Framework:
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
         turns_scaled: its fused rotation scales what it turns, too, where a model asks for it.
-        plain_norm_B: bytes of an element that kernels of an RMSNorm move, forward and backward, where they are plain
-            ones of another chain than torch's own; None: as measured.
+        plain_kernels: operators that are kernels one after another, of another chain than torch's own; all others are
+            as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
@@ -287,10 +311,11 @@ class Framework:
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
             before it, by the kernel that activates them.
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
+        hands_out_logits: the program gets logits beside the loss, as float32 copies.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
-        float32_shards: parameters are the float32 ones that states count; 16-bit ones are only gathered, or copies that
-            last as long as the passes of a micro-batch.
+        float32_shards: parameters of mixed precision are the float32 ones that states count; 16-bit ones are only
+            gathered, or copies that last as long as the passes of a micro-batch.
         wraps_lone: FSDP shards what no other rank holds, too, over that one: what it would gather and scatter it
             copies.
         flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
@@ -392,7 +417,7 @@ class Framework:
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
     turns_scaled: bool = True
-    plain_norm_B: tuple[float, float] | None = None
+    plain_kernels: Mapping[PlainOperator, PlainKernels] = field(default_factory=dict, hash=False)
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
     attention: AttentionName | None = None
@@ -449,6 +474,7 @@ class Framework:
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
+    hands_out_logits: bool = False
     logit_B: float | None = None
     part_logit_B: float | None = None
     float32_shards: bool = False
@@ -511,6 +537,10 @@ class Framework:
     casts_shards: bool = False
 
     forward_only: bool = False
+
+    def plain(self) -> Mapping[PlainOperator, PlainKernels]:
+        """Operators that are kernels one after another, but those that are fused after all."""
+        return {name: kernels for name, kernels in self.plain_kernels.items() if name not in self.fused_kernels}
 
     def wire_B(self, precision: Precision) -> float:
         """Bytes of a gradient element that is exchanged."""

@@ -22,6 +22,7 @@ from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.nemo import NEMO
 from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.frameworks.torchtitan import TORCHTITAN, TORCHTITAN_0_2
+from moemodel.model.frameworks.transformers import TRANSFORMERS
 
 FRAMEWORKS: dict[str, Framework] = {
     framework.name: framework
@@ -42,6 +43,7 @@ FRAMEWORKS: dict[str, Framework] = {
         NEMO,
         TORCHTITAN,
         TORCHTITAN_0_2,
+        TRANSFORMERS,
     )
 }
 

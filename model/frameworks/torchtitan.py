@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moemodel.model.frameworks.base import PrecisionRecipe
+from moemodel.model.frameworks.base import PlainKernels, PrecisionRecipe
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B, HostWaits, MoeForm, StreamedKernels
 from moemodel.model.frameworks.torch_native import TORCH
 
@@ -49,7 +49,8 @@ TORCHTITAN = replace(
     # models/norms.py, RMSNorm, kernel by kernel: to float32 (6), squared (8), mean (4), scaled (8), to 16 bits (6),
     # times weights (4); backward the weights' product and gradient (4 + 10), to float32 (6), scaled (8), times the
     # input and summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
-    plain_norm_B=(36.0, 74.0),
+    # both casts' outputs stay
+    plain_kernels={"rms_norm": PlainKernels(forward_B=36.0, backward_B=74.0, kept_B=4.0 + 2.0)},
     repeats_keys=True,  # models/llama/model.py, repeat_kv
     # Float8Linear.forward casts its weight (torchao/float8/float8_linear.py), where no 8 bits are gathered:
     # `enable_fsdp_float8_all_gather` is off by default (config_manager.py)
@@ -122,7 +123,7 @@ TORCHTITAN_0_2 = replace(
     name="torchtitan-0.2",
     attention=None,  # cuDNN's first, then FlashAttention-2 (models/attention.py, ScaledDotProductAttentionWrapper)
     repeats_keys=False,  # enable_gqa (models/llama3/model/model.py)
-    plain_norm_B=None,  # torch.nn.RMSNorm
+    plain_kernels={},  # torch.nn.RMSNorm
     compiles_loss=True,  # `compile.components` names the loss beside the model (config/job_config.py)
     fused_optimizer=True,  # torch's fused AdamW (config/job_config.py, Optimizer.implementation)
     optimizer_B=0.0,

@@ -22,6 +22,7 @@ from moemodel.model.layers.base import (
     elementwise,
     linear,
 )
+from moemodel.model.layers.norms import head_norm_kept_B
 from moemodel.model.operators.work import Kind, Shape
 from moemodel.model.plan.context_comm import all_to_all_ranks, inner_ranks
 
@@ -259,8 +260,8 @@ class AttentionBlock(Block):
         """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
         q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * self._value_dim
-        normed = q + k if a.qk_norm != "none" else 0.0
-        yield Kept(size_B=batch.element_size_B * batch.tokens * (q + k + v + normed))
+        normed_B = head_norm_kept_B(batch) * (q + k) if a.qk_norm != "none" else 0.0
+        yield Kept(size_B=batch.tokens * (batch.element_size_B * (q + k + v) + normed_B))
         yield from self.core_kept(batch)
 
     def core_kept(self, batch: MicroBatch) -> Iterator[Kept]:

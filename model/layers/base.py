@@ -114,6 +114,13 @@ class MicroBatch:
         return self.recipe.element_size_B
 
     @property
+    def stream_B(self) -> FloatArray:
+        """Bytes of an element of the residual stream, which is float32 where autocast has eager layers cast what
+        products read (`step.autocast`). [P]"""
+        in_float32 = self.autocast * (not self.framework.compiled)
+        return np.where(in_float32 > 0, 4.0, self.element_size_B)
+
+    @property
     def product_copy_B(self) -> float:
         """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none."""
         return self.recipe.product_input_B if self.recipe.casts else 0.0

@@ -15,6 +15,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.moe_form import WIDEN_B
 from moemodel.model.layers.base import (
     LayerComm,
     LayerOp,
@@ -33,6 +34,7 @@ from moemodel.model.operators.work import Kind, Shape
 # project, 2026). Megatron's are the same without tensor parallelism too (tensor_parallel/cross_entropy.py): traced on
 # an H200, 8,192 tokens of 151,936 take about 16 ms forward, 3 TB/s
 _CUT_LOSS, _CUT_LOSS_BACKWARD = 1.4 * (3.0 + 2.0 + 4.0 + 4.0 + 2.0 + 4.0), 4.0 + 3.0
+_WIDENED = WIDEN_B / 2.0  # 16-bit logits to float32
 _LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
 _F = 4.0  # bytes of a float32 element
 
@@ -139,6 +141,8 @@ class HeadBlock:
     def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
         width = self.architecture.head_outputs / self._shards(batch.tp)
+        if batch.framework.hands_out_logits:
+            yield elementwise(batch.tokens * width, _WIDENED, ())
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
         if batch.framework.eager_loss and not self.architecture.classes:
             moved = batch.framework.eager_loss_B

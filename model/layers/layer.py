@@ -16,6 +16,7 @@ from moemodel.model.core.arrays import FloatArray, largest
 from moemodel.model.frameworks.base import Framework
 from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
 from moemodel.model.layers.base import (
+    GATHERED,
     Block,
     Component,
     HostReadings,
@@ -27,7 +28,7 @@ from moemodel.model.layers.base import (
     tensor_parallel,
     tensor_parallel_reduction,
 )
-from moemodel.model.layers.norms import norm, norm_parameters
+from moemodel.model.layers.norms import norm, norm_kept_B, norm_parameters
 from moemodel.model.layers.registry import block_of
 from moemodel.model.operators.work import Kind, Shape
 
@@ -114,10 +115,11 @@ class LayerBlocks:
         is_read = batch.keeps_input_of(block.first_target())
         inside = batch.sequence_parallel_tokens
         statistics_B = _F * inside * (2 if self.layer.norm == "layer" else 1)
-        yield Kept(size_B=batch.element_size_B * inside * self.hidden + statistics_B)
+        yield Kept(size_B=norm_kept_B(self.layer, batch) * inside * self.hidden + statistics_B)
         read = inside if batch.framework.keeps_norm_shards else batch.tokens
         read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
-        yield Kept(size_B=is_read * read_B * read * self.hidden, parts=("layernorm",))
+        copies = 1 + batch.autocast * _more_casts(block, batch)
+        yield Kept(size_B=is_read * read_B * copies * read * self.hidden, parts=("layernorm",))
 
     def freed_late_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of outputs that are scattered over tensor-parallel ranks, whole, and of what each gets of them. [P]"""
@@ -206,6 +208,13 @@ class LayerBlocks:
             drains_forward=np.asarray(sum(one.drains_forward for one in found)),
             drains_backward=np.asarray(sum(one.drains_backward for one in found)),
         )
+
+
+def _more_casts(block: Block, batch: MicroBatch) -> int:
+    """Products of a block that read what its norm gives, beyond one: eager autocast casts it for each (aten/src/ATen/
+    autocast_mode.cpp, cached_cast, which keeps those of parameters alone)."""
+    read = sum(op.target in GATHERED for op in block.operators(batch))
+    return 0 if batch.framework.compiled else max(read - 1, 0)
 
 
 def saved(operators: Sequence[LayerOp]) -> list[bool]:

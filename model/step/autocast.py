@@ -81,6 +81,7 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
         hidden: width of the residual stream.
     """
     form = _COMPILED if batch.framework.compiled else _EAGER
+    plain = batch.framework.plain()
     for op in operators:
         yield op
         times = batch.autocast * (1.0 if op.mask is None else op.mask)
@@ -91,6 +92,8 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
             mask=times,
             gating=op.gating,
         )
+        if op.kind.value in plain:  # which say themselves what is cast
+            continue
         for forward_B, backward_B, moved in _around(op, form, hidden):
             yield from _copies(around, forward_B, backward_B, moved)
         if op.grad_fan_in is not None:

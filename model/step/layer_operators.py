@@ -63,6 +63,7 @@ class Workload:
         self.batch = MicroBatch.of(plans, framework, precision)
         self._one = np.ones(len(plans))
         self._fused = {Kind(name) for name in framework.fused_kernels}
+        self._plain = {Kind(name): kernels for name, kernels in framework.plain().items()}
 
     # ---- blocks -------------------------------------------------------------------------------------------------
 
@@ -249,17 +250,24 @@ class Workload:
 
         The least of the operator. A fused loss moves what the framework says of a logit.
         """
-        chain = self._chain_B(kind)
-        if chain is not None:
+        moved_B = self._moved_B(kind, direction)
+        if moved_B is not None:
             elements = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
-            return np.asarray(elements * chain[direction is not Pass.FORWARD])
+            return np.asarray(elements * moved_B)
         return work(kind, direction, shape).bytes_B if kind in self._fused else None
 
-    def _chain_B(self, kind: Kind) -> tuple[float, float] | None:
-        """What the framework says that its kernels of an operator move of an element, forward and backward."""
+    def _moved_B(self, kind: Kind, direction: Pass) -> FloatArray | float | None:
+        """Bytes of an element that the framework says its kernels of an operator move. [P] or of all plans."""
+        forward = direction is Pass.FORWARD
         if kind is Kind.CROSS_ENTROPY:
-            return self.framework.fused_loss_B
-        return None if kind in self._fused or kind is not Kind.RMS_NORM else self.framework.plain_norm_B
+            loss_B = self.framework.fused_loss_B
+            return None if loss_B is None else loss_B[not forward]
+        plain = self._plain.get(kind)
+        if plain is None:
+            return None
+        cast = plain.under_autocast
+        each = (cast.forward_B, plain.forward_B) if forward else (cast.backward_B, plain.backward_B)
+        return np.where(self.batch.autocast > 0, *each)
 
     def _mask(self, op: LayerOp) -> FloatArray:
         return self._one if op.mask is None else op.mask

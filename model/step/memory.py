@@ -391,7 +391,7 @@ class MemoryModel:
             kept_B = kept_B + np.where(freed, 0.0, tensors.size_B)
         if again.by_operator.any():
             kept_B = np.where(again.by_operator, blocks.kept_by_operator_B(batch), kept_B)
-        inputs_B = batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden
+        inputs_B = batch.stream_B * batch.sequence_parallel_tokens * self.architecture.hidden
         return kept_B + again.layers * (inputs_B - kept_B), whole_B
 
     def _losses(self, stage: Stage | Stages) -> FloatArray:

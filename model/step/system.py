@@ -193,6 +193,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
 def framework_as_run(plan: Plan) -> Framework:
     """The framework of a plan, with what the plan says of it."""
     framework = kernels_as_asked(framework_of(plan.backend), plan)
+    if framework.float32_shards and not framework.precisions[plan.precision].master_weights:
+        framework = replace(framework, float32_shards=False)
     if plan.cross_entropy is not None:
         framework = replace(framework, logit_B=_logit_B(framework, plan.cross_entropy))
     if plan.gradient_dtype is not None:

@@ -137,7 +137,7 @@ def test_the_heads_input_is_kept_as_it_is_gathered() -> None:
 
 def test_weights_are_cast_in_every_pass(llama: Architecture, batch: Batch) -> None:
     """Forward: 7.4 bytes of every weight and of what four products read (three more read what was cast before)."""
-    framework = replace(framework_of("torchtitan"), compiled=True, plain_norm_B=None, repeats_keys=False)
+    framework = replace(framework_of("torchtitan"), compiled=True, plain_kernels={}, repeats_keys=False)
     calls = Workload(llama, batch(zero_stage=3), framework=framework, precision="fp8").passes(llama.layers[0])
     casts = [call for call in calls if call.kind is Kind.COPY and call.phase == "forward"]
     weights = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
