@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from studies.trained_runs import main
 
-_SETS = {"": "transformers"}
+_SETS = {"": "transformers", "unseen_": "transformers-unseen"}
 
 if __name__ == "__main__":
     main(__doc__, _SETS)

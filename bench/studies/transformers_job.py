@@ -26,7 +26,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 _WARM_UP_S, _MEASURED_S = 5.0, 8.0
-_LEAST_STEPS = 12
+_LEAST_STEPS = 6
 _SAMPLES = 1024  # sequences, which a run passes over and over
 _PRESETS = Path(__file__).parents[2] / "model" / "presets" / "architectures"
 

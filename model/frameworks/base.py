@@ -25,9 +25,10 @@ Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
-# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product;
-# `unfused-fp32`: that softmax in float32, a kernel for each step.
-AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused", "unfused-fp32"]
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `cudnn-masked`: cuDNN's where a mask says which pairs
+# count, of which it skips none; `unfused`: a product, a softmax, a product; `unfused-fp32`: that softmax in float32, a
+# kernel for each step.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "cudnn-masked", "unfused", "unfused-fp32"]
 
 # Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
 # one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and
@@ -40,8 +41,9 @@ FusedOperator = Literal[
     "rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed", "router", "permute", "unpermute"
 ]
 
-# Operators of which a framework may run kernels of its own, one after another, where torch has others.
-PlainOperator = Literal["rms_norm", "rotary"]
+# Operators of which a framework may run kernels of its own, one after another, where torch has others; `head_norm` is a
+# norm of queries or keys, which is as `rms_norm` where nothing is said of it.
+PlainOperator = Literal["rms_norm", "head_norm", "rotary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,16 @@ class PlainKernels:
     """Kernels of an operator, one after another.
 
     Attributes:
-        forward_B, backward_B: bytes of an element that they move.
+        forward_B, backward_B: bytes of an element that a copy moves in as long as they take.
+        energy: of what such a copy takes, that they take.
         kept_B: bytes of an element that they keep for the backward pass, beside what the operator gives.
         autocast: the same where torch.autocast has float32 elements before or among them; None: alike.
     """
 
     forward_B: float
     backward_B: float
-    kept_B: float
+    energy: float = 1.0
+    kept_B: float = 0.0
     autocast: PlainKernels | None = None
 
     @property
@@ -239,6 +243,7 @@ class Framework:
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         compiles_loss: the loss's kernels too.
+        masks_compiled: what torch.compile makes of it hands attention a mask of all pairs of tokens.
         compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
             that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
@@ -278,6 +283,8 @@ class Framework:
             collective or message is one call.
         plain_host: of any layer the host's time is that of the plain one that profiles measure, since norms, rotation
             and gates are one kernel each, and of what blocks queue beside its kernels.
+        drained_calls: as many calls of operators as the host takes while the device has nothing to do, in the forward pass
+            of every micro-batch and in a step.
         pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
         ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
         tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step.
@@ -423,6 +430,7 @@ class Framework:
     attention: AttentionName | None = None
     compiles: bool = False
     compiles_loss: bool = True
+    masks_compiled: bool = False
     compiled: bool = False
     captured: bool = False
     captured_parts: CapturedParts | None = None
@@ -451,6 +459,7 @@ class Framework:
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
     plain_host: bool = False
+    drained_calls: tuple[float, float] = (0.0, 0.0)
     pass_calls: float = 0.0
     ring_calls: tuple[float, float] = (0.0, 0.0)
     tensor_calls: tuple[float, float] = (0.0, 0.0)
@@ -538,9 +547,12 @@ class Framework:
 
     forward_only: bool = False
 
-    def plain(self) -> Mapping[PlainOperator, PlainKernels]:
-        """Operators that are kernels one after another, but those that are fused after all."""
-        return {name: kernels for name, kernels in self.plain_kernels.items() if name not in self.fused_kernels}
+    def plain(self, operator: PlainOperator) -> PlainKernels | None:
+        """Kernels of an operator that are one after another; None: they are not, or fused after all."""
+        kind: FusedOperator = "rotary" if operator == "rotary" else "rms_norm"
+        if kind in self.fused_kernels:
+            return None
+        return self.plain_kernels.get(operator, self.plain_kernels.get(kind))
 
     def wire_B(self, precision: Precision) -> float:
         """Bytes of a gradient element that is exchanged."""

@@ -19,7 +19,7 @@ def norm(layer: Layer, tokens: FloatArray, width: float | FloatArray) -> LayerOp
 def norm_kept_B(layer: Layer, batch: MicroBatch) -> FloatArray:
     """Bytes of an element that a norm of the residual stream keeps, beside its output: its input, or what plain kernels
     keep in its place. [P]"""
-    plain = None if layer.norm == "layer" else batch.framework.plain().get("rms_norm")
+    plain = None if layer.norm == "layer" else batch.framework.plain("rms_norm")
     if plain is None:
         return batch.stream_B
     return np.where(batch.autocast > 0, plain.under_autocast.kept_B, plain.kept_B)
@@ -27,7 +27,7 @@ def norm_kept_B(layer: Layer, batch: MicroBatch) -> FloatArray:
 
 def head_norm_kept_B(batch: MicroBatch) -> float:
     """The same of a norm of queries or keys, which are 16-bit in any case."""
-    plain = batch.framework.plain().get("rms_norm")
+    plain = batch.framework.plain("head_norm")
     return batch.element_size_B if plain is None else plain.kept_B
 
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import PRODUCTS
+from moemodel.model.frameworks.base import Framework, PlainKernels
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
 from moemodel.model.layers.base import COPY_B, SCATTERED, LayerOp, MicroBatch
 from moemodel.model.operators.work import Kind, Shape
@@ -81,7 +82,6 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
         hidden: width of the residual stream.
     """
     form = _COMPILED if batch.framework.compiled else _EAGER
-    plain = batch.framework.plain()
     for op in operators:
         yield op
         times = batch.autocast * (1.0 if op.mask is None else op.mask)
@@ -92,7 +92,7 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
             mask=times,
             gating=op.gating,
         )
-        if op.kind.value in plain:  # which say themselves what is cast
+        if plain_kernels_of(op.kind, op.shape, batch.framework, hidden):  # which say themselves what is cast
             continue
         for forward_B, backward_B, moved in _around(op, form, hidden):
             yield from _copies(around, forward_B, backward_B, moved)
@@ -112,7 +112,7 @@ def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray,
         elif op.kind is Kind.GEMM:
             moved = 2 * _CAST_B / max(form.cast + form.widened, 2 * _CAST_B)
             yield m * k * form.cast, m * k * (form.widened if form.cast else 0.0), moved
-    elif op.kind in (Kind.RMS_NORM, Kind.LAYER_NORM) and not _is_of_stream(op, hidden):
+    elif op.kind in (Kind.RMS_NORM, Kind.LAYER_NORM) and not _is_of_stream(op.shape, hidden):
         if form.splits:
             forward, backward = _SPLIT_NORM_B
             yield m * n * forward, m * n * backward, _SPLIT_NORM_MOVED_B / (forward + backward)
@@ -122,9 +122,16 @@ def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray,
         yield m * n * form.residual, 0.0 * m, 1.0
 
 
-def _is_of_stream(op: LayerOp, hidden: int) -> bool:
+def plain_kernels_of(kind: Kind, shape: Shape, framework: Framework, hidden: int) -> PlainKernels | None:
+    """Kernels, one after another, that a framework says it runs of an operator; None: it runs torch's."""
+    if kind is Kind.RMS_NORM:
+        return framework.plain("rms_norm" if _is_of_stream(shape, hidden) else "head_norm")
+    return framework.plain("rotary") if kind is Kind.ROTARY else None
+
+
+def _is_of_stream(shape: Shape, hidden: int) -> bool:
     """Whether a norm reads the residual stream, and not what a product gave."""
-    return bool(np.all(np.asarray(op.shape.n) == hidden))
+    return bool(np.all(np.asarray(shape.n) == hidden))
 
 
 def _sizes(*sizes: ArrayLike) -> tuple[FloatArray, ...]:

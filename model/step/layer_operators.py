@@ -15,7 +15,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.base import Framework, PlainKernels, Precision
 from moemodel.model.layers.adapters import trained_operators
 from moemodel.model.layers.base import COPY_B, GATHERED, SCATTERED, LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
@@ -23,7 +23,7 @@ from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.step.autocast import autocast_operators
+from moemodel.model.step.autocast import autocast_operators, plain_kernels_of
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
@@ -63,7 +63,6 @@ class Workload:
         self.batch = MicroBatch.of(plans, framework, precision)
         self._one = np.ones(len(plans))
         self._fused = {Kind(name) for name in framework.fused_kernels}
-        self._plain = {Kind(name): kernels for name, kernels in framework.plain().items()}
 
     # ---- blocks -------------------------------------------------------------------------------------------------
 
@@ -208,7 +207,7 @@ class Workload:
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
-        size_B = None if op.plain else self._fused_B(kind, direction, shape)
+        size_B, energy = None if op.plain else self._fused_B(kind, direction, shape), self._energy(kind, shape)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / COPY_B)
         count = self._mask(op)
@@ -223,7 +222,7 @@ class Workload:
             phase=phase,
             count=count,
             load_balance=op.load_balance,
-            operand_energy=op.operand_energy,
+            operand_energy=op.operand_energy * energy,
             sm_cycles=op.sm_cycles,
             added_s=op.added_s,
             uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
@@ -250,19 +249,29 @@ class Workload:
 
         The least of the operator. A fused loss moves what the framework says of a logit.
         """
-        moved_B = self._moved_B(kind, direction)
+        moved_B = self._moved_B(kind, direction, shape)
         if moved_B is not None:
             elements = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
             return np.asarray(elements * moved_B)
         return work(kind, direction, shape).bytes_B if kind in self._fused else None
 
-    def _moved_B(self, kind: Kind, direction: Pass) -> FloatArray | float | None:
+    def _plain(self, kind: Kind, shape: Shape) -> PlainKernels | None:
+        return plain_kernels_of(kind, shape, self.framework, self.architecture.hidden)
+
+    def _energy(self, kind: Kind, shape: Shape) -> FloatArray | float:
+        """Of plain kernels, over that of copies that take as long. [P]"""
+        plain = self._plain(kind, shape)
+        if plain is None:
+            return 1.0
+        return np.where(self.batch.autocast > 0, plain.under_autocast.energy, plain.energy)
+
+    def _moved_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | float | None:
         """Bytes of an element that the framework says its kernels of an operator move. [P] or of all plans."""
         forward = direction is Pass.FORWARD
         if kind is Kind.CROSS_ENTROPY:
             loss_B = self.framework.fused_loss_B
             return None if loss_B is None else loss_B[not forward]
-        plain = self._plain.get(kind)
+        plain = self._plain(kind, shape)
         if plain is None:
             return None
         cast = plain.under_autocast

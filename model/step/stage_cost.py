@@ -942,6 +942,8 @@ class _StageParts:
             found = layer.host_waits(self._batch)
             forward += count * (_CALLS_OF_A_WAIT * found.reads + _CALLS_OF_A_DRAIN * found.drains_forward)
             backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
+        each, once = self._blocks.machine.framework.drained_calls
+        forward += each + once / self.plans.micro_batches
         return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
 
     def _runs_dry(self, stage: Stage | Stages) -> bool:

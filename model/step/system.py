@@ -164,7 +164,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
-    calibration = rescale_for_attention(calibration, framework.attention, gpu, asked=plan.attention is not None)
+    asked = plan.attention is not None or framework.attention == "cudnn-masked"  # which nothing could stand in for
+    calibration = rescale_for_attention(calibration, framework.attention, gpu, asked=asked)
     calibration, changes = rescale_for_description(calibration, gpu)
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
