@@ -53,15 +53,16 @@ from studies.public.fits import left_out
 from studies.public.golden import GOLDEN, golden
 from studies.public.mlperf import mlperf
 from studies.public.nanotron import NANOTRON, nanotron
+from studies.public.own_runs import deepspeed, torchtitan, transformers
 from studies.public.plan_files import cases, group, group_names
 from studies.public.record import records
 from studies.public.run import PublicRun
 from studies.public.tables import SAILOR, fsdp, sailor
-from studies.public.torchtitan import torchtitan
 from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
-_CASES, _OWN = "cases", "torchtitan-h200"
+_CASES = "cases"
+_OWN = {"torchtitan-h200": torchtitan, "transformers-h200": transformers, "deepspeed-h200": deepspeed}
 _DOCS = Path(__file__).parents[1] / "docs" / "public-data.md"
 
 
@@ -86,7 +87,7 @@ def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
         if (data / file).exists():
             found[name] = partial(read, data)
     if found:
-        found[_OWN] = torchtitan
+        found |= _OWN
     if plans.is_dir():
         found[_CASES] = partial(cases, plans.resolve())
         found |= {name: partial(group, plans.resolve(), name) for name in group_names(plans)}

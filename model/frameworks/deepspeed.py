@@ -96,6 +96,7 @@ DEEPSPEED = replace(
     name="deepspeed",
     precisions=_PRECISIONS,
     moe=_FORM,
+    synchronizes_every_pass=True,  # its throughput timer waits for the device (utils/timer.py, ThroughputTimer)
     host_factors=HostFactors(forward=1.09, backward=1.55, step=1.69),  # bench/host_factors.py, one H200, 2026
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)

@@ -127,12 +127,12 @@ class System:
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     def framework_record(self, *, experts: bool) -> TrackRecord | None:
-        """How predictions of this framework have done, with models that have experts or not; None where the
-        calibration itself is of it."""
-        if any(lane.backend == self.framework.name for lane in self.calibration.host):
-            return None
+        """How predictions of this framework have done, with models that have experts or not; None where no run of it
+        was predicted, but the calibration itself is of it."""
         known = track_records().get(self.framework.name)
-        return widest()[1] if known is None else known.of(experts=experts)
+        if known is not None:
+            return known.of(experts=experts)
+        return None if any(lane.backend == self.framework.name for lane in self.calibration.host) else widest()[1]
 
     def framework_error(self, *, experts: bool) -> float:
         """What a framework does that nobody measured with this calibration; common to all plans of it."""

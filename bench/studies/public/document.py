@@ -29,6 +29,8 @@ SAID: dict[str, str] = {
     "g1-selene-megatron-v2": "Megatron-LM 2.x, 22 B to 1 T on 8 to 512 A100 (Korthikanti et al. 2022)",
     "g4-torchtitan": "torchtitan's reports; memory reserved",
     "torchtitan-h200": "torchtitan 0.2.2 on one H200 or two, run for this project; memory reserved",
+    "transformers-h200": "Hugging Face's Trainer on one H200, run for this project; memory reserved",
+    "deepspeed-h200": "DeepSpeed's ZeRO on one H200, dense models, run for this project",
     "g5-foundry-h100": "llm-foundry, 30 B and 70 B",
     "g6-vtrain-megatron-v2": "Megatron-LM 2.x on 64 to 512 A100 (vTrain)",
     "g8-megatron-llama-fp8": "Megatron-LM's Llama table, fp8",

@@ -60,8 +60,8 @@ def _record(missed: list[_Missed]) -> TrackRecord | None:
     return TrackRecord(
         runs=len(logs),
         mean_log=round(float(logs.mean()), 4),
-        within_log=round(float(np.quantile(np.abs(logs), INTERVAL)), 4),
-        log_error=round(float(np.sqrt(max(np.quantile(left, INTERVAL), 0.0))), 4),
+        within_log=round(float(np.quantile(np.abs(logs), INTERVAL, method="higher")), 4),
+        log_error=round(float(np.sqrt(max(np.quantile(left, INTERVAL, method="higher"), 0.0))), 4),
         sources=tuple(SAID.get(name, name) for name in dict.fromkeys(one.group for one in missed)),
     )
 
