@@ -16,7 +16,7 @@ readings, which bench/measured keeps. Means over plans of |predicted / measured 
                                      the first set
     two_gpus_...                     the same of seven plans for two GPUs, chosen then
 
-Of the first set constants were traced in four runs, of that for two GPUs in two (`studies.public.torchtitan`); two of
+Of the first set constants were traced in four runs, of that for two GPUs in two (`studies.public.own_runs`); two of
 the first are sharded over a mesh of one GPU.
 """
 

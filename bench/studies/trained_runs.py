@@ -101,4 +101,3 @@ def main(described: str | None, sets: Mapping[str, str]) -> None:
             print(f"{name:40s} {row['measured']['step_time_s'] * 1e3:7.1f} ms", *errors)
     for name, value in found.items():
         print(f"{name:34s} {value:8.3f}")
-

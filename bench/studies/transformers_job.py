@@ -2,8 +2,8 @@
 
     python bench/studies/transformers_job.py PLAN.yaml RESULT.json
 
-Needs transformers, accelerate and pynvml, and nothing of this project; the plan's architecture is a file beside it, or one
-of `model/presets/architectures`. Weights and tokens are random.
+Needs transformers, accelerate and pynvml, and nothing of this project; the plan's architecture is a file beside it, or
+one of `model/presets/architectures`. Weights and tokens are random.
 """
 
 from __future__ import annotations

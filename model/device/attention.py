@@ -44,8 +44,9 @@ _THIRD_OVER_SECOND = (1.75, 1.625)
 # FlashAttention-2 (Dao 2023), section 1 and abstract: on an A100 the first one reached 30 to 50 % of the peak forward
 # and 25 to 35 % backward, the second up to 73 and 63 %: the middle over the most
 _FIRST_OVER_SECOND = (0.40 / 0.73, 0.30 / 0.63)
-# cuDNN's with a mask, over the same without one: 1,642 us over 486 forward and 5,390 over 1,698 backward, of two sequences
-# of 4,096 tokens and 32 heads 128 wide (traced on an H200, torch 2.11, 2026-11-29); of other widths assumed alike
+# cuDNN's with a mask, over the same without one: 1,642 us over 486 forward and 5,390 over 1,698 backward, of two
+# sequences of 4,096 tokens and 32 heads 128 wide (traced on an H200, torch 2.11, 2026-11-29); of other widths assumed
+# alike
 _MASKED = (486 / 1642, 1698 / 5390)
 
 # By the generation of a GPU, over what its calibrations hold: cuDNN's on Hopper, the second flash kernel's on an A100

@@ -25,9 +25,9 @@ Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
-# Kernels of attention: FlashAttention's three generations, cuDNN's; `cudnn-masked`: cuDNN's where a mask says which pairs
-# count, of which it skips none; `unfused`: a product, a softmax, a product; `unfused-fp32`: that softmax in float32, a
-# kernel for each step.
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `cudnn-masked`: cuDNN's where a mask says which
+# pairs count, of which it skips none; `unfused`: a product, a softmax, a product; `unfused-fp32`: that softmax in
+# float32, a kernel for each step.
 AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "cudnn-masked", "unfused", "unfused-fp32"]
 
 # Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
@@ -283,8 +283,8 @@ class Framework:
             collective or message is one call.
         plain_host: of any layer the host's time is that of the plain one that profiles measure, since norms, rotation
             and gates are one kernel each, and of what blocks queue beside its kernels.
-        drained_calls: as many calls of operators as the host takes while the device has nothing to do, in the forward pass
-            of every micro-batch and in a step.
+        drained_calls: as many calls of operators as the host takes while the device has nothing to do, in the forward
+            pass of every micro-batch and in a step.
         pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
         ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
         tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step.

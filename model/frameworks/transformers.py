@@ -1,8 +1,8 @@
 """Hugging Face's Trainer, on models of transformers: read from transformers 5.17 and accelerate 1.15.
 
-`bf16` is a model loaded in 16 bits, as `from_pretrained` does unless told otherwise, whose optimizer keeps its states in
-16 bits too; `bf16-mixed` one in float32. Both with `bf16=True` and the Trainer's other defaults: autocast, torch's fused
-AdamW, gradients clipped, PyTorch's scaled dot product attention.
+`bf16` is a model loaded in 16 bits, as `from_pretrained` does unless told otherwise, whose optimizer keeps its states
+in 16 bits too; `bf16-mixed` one in float32. Both with `bf16=True` and the Trainer's other defaults: autocast, torch's
+fused AdamW, gradients clipped, PyTorch's scaled dot product attention.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from moemodel.model.frameworks.base import PlainKernels
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, MoeForm, StreamedKernels
 from moemodel.model.frameworks.torch_native import TORCH
 
-# Kernels traced on an H200 (torch 2.11, 2026-11-29) in layers of Llama 3 8B, two sequences of 4,096 tokens: as many bytes
-# as a copy there moves in their time, of an element; `energy` has those that they move.
+# Kernels traced on an H200 (torch 2.11, 2026-11-29) in layers of Llama 3 8B, two sequences of 4,096 tokens: as many
+# bytes as a copy there moves in their time, of an element; `energy` has those that they move.
 _B_PER_S = COPY_B_PER_S / (8192 * 4096)
 _ROTATED_B_PER_S = COPY_B_PER_S / (8192 * (32 + 8) * 128)
 
-# models/llama/modeling_llama.py, LlamaRMSNorm, and those of other models alike: to float32, squared, mean, scaled, to 16
-# bits, times weights; backward the weights' product and gradient, to float32, scaled, times the input and summed, the
-# mean's spread, divided and copied, times twice the input, both summed, to 16 bits. Of float32 elements nothing is cast.
-# What is scaled and what the weights multiply stays.
+# models/llama/modeling_llama.py, LlamaRMSNorm, and those of other models alike: to float32, squared, mean, scaled, to
+# 16 bits, times weights; backward the weights' product and gradient, to float32, scaled, times the input and summed,
+# the mean's spread, divided and copied, times twice the input, both summed, to 16 bits. Of float32 elements nothing is
+# cast. What is scaled and what the weights multiply stays.
 _NORM = PlainKernels(
     forward_B=453e-6 * _B_PER_S,
     backward_B=973e-6 * _B_PER_S,
@@ -34,10 +34,13 @@ _NORM = PlainKernels(
         kept_B=4.0 + 4.0,
     ),
 )
-# The same of queries and keys (models/qwen3_moe/modeling_qwen3_moe.py, Qwen3MoeAttention), whose rows lie apart, in layers
-# of Qwen3-30B-A3B; of 16-bit rows, whatever the weights
+# The same of queries and keys (models/qwen3_moe/modeling_qwen3_moe.py, Qwen3MoeAttention), whose rows lie apart, in
+# layers of Qwen3-30B-A3B; of 16-bit rows, whatever the weights
 _HEAD_NORM = PlainKernels(
-    forward_B=473e-6 * _B_PER_S, backward_B=1241e-6 * _B_PER_S, energy=(36 + 92) / ((473e-6 + 1241e-6) * _B_PER_S), kept_B=6.0
+    forward_B=473e-6 * _B_PER_S,
+    backward_B=1241e-6 * _B_PER_S,
+    energy=(36 + 92) / ((473e-6 + 1241e-6) * _B_PER_S),
+    kept_B=6.0,
 )
 # apply_rotary_pos_emb: times cosines, a half negated, halves put together, times sines, both summed; backward times
 # cosines and sines, halves taken apart into zeros and one negated, summed twice, and put in the products' order. Under
@@ -59,9 +62,10 @@ _ROTARY = PlainKernels(
 _ROWS_B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
 _INNER_B_PER_S = COPY_B_PER_S / (8192 * 8 * 768)
 _EXPERT_KERNELS = (
-    # rows in their experts' order (122 us), filled (364); outputs copied and filled (124 and 364), weighted (331), in the
-    # tokens' order (141), summed (113). Backward the sum's gradients to 16 bits (308), in their experts' order (80 and
-    # 332), weighted (331), the weights' gradients (183 and 77), copied and filled twice (2 x 488), added into tokens (358)
+    # rows in their experts' order (122 us), filled (364); outputs copied and filled (124 and 364), weighted (331), in
+    # the tokens' order (141), summed (113). Backward the sum's gradients to 16 bits (308), in their experts' order (80
+    # and 332), weighted (331), the weights' gradients (183 and 77), copied and filled twice (2 x 488), added into
+    # tokens (358)
     StreamedKernels(
         over="chosen_rows",
         forward=7,
@@ -99,8 +103,8 @@ TRANSFORMERS = replace(
     hands_out_logits=True,  # accelerate/utils/operations.py, convert_outputs_to_fp32, on all that a model returns
     fused_optimizer=True,  # training_args.py: adamw_torch_fused
     # The loss of every micro-batch is looked at for NaN (trainer.py, logging_nan_inf_filter), and whether its sequences
-    # are packed (masking_utils.py, find_packed_sequence_indices). Meanwhile and around them the device stands idle: on an
-    # H200 (traced, 2026-11-29) 6 ms of a step of one micro-batch, half of them behind its last
+    # are packed (masking_utils.py, find_packed_sequence_indices). Meanwhile and around them the device stands idle: on
+    # an H200 (traced, 2026-11-29) 6 ms of a step of one micro-batch, half of them behind its last
     synchronizes_every_pass=True,
     drained_calls=(46.0, 46.0),
     moe=MoeForm(padding="never", dispatch="kernels", kernels=_EXPERT_KERNELS),

@@ -4,9 +4,9 @@
     transformers  Hugging Face's Trainer (`bench/hugging_face.py`), those chosen when it had been described
     deepspeed     DeepSpeed's ZeRO on dense models of this project's (`moemodel validate`)
 
-Left out: runs that constants were traced in (of torchtitan `model/frameworks/torchtitan.py` and `model/step/autocast.py`;
-of transformers all of its first set), and those sharded over a mesh of one GPU, which torchtitan makes of no
-configuration by itself.
+Left out: runs that constants were traced in (of torchtitan `model/frameworks/torchtitan.py` and
+`model/step/autocast.py`; of transformers all of its first set), and those sharded over a mesh of one GPU, which
+torchtitan makes of no configuration by itself.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from studies.public.document import SAID
 from studies.public.figures import Group, nearest_s
 from studies.public.run import Answer, calibration_of
 
+_FEWEST = 20
 # Groups whose runs stand in others too
 AGAIN = ("cases", "g5-foundry-h100", "mem-bridge")
 
@@ -48,7 +49,11 @@ def records(found: Mapping[str, Group]) -> TrackRecords:
 
 
 def _framework(missed: list[_Missed]) -> FrameworkRecord:
+    """Of either kind of models; all runs together where one has so few that a single one would be a tenth of them."""
     sparse, dense = ([one for one in missed if one.experts is experts] for experts in (True, False))
+    if min(len(sparse), len(dense)) < _FEWEST:
+        together = _record(missed)
+        return FrameworkRecord(dense=together if dense else None, experts=together if sparse else None)
     return FrameworkRecord(dense=_record(dense), experts=_record(sparse))
 
 

@@ -257,7 +257,7 @@ def _over_measured(runs: str, name: str) -> float:
     return found.step_time_s.value / float(measured["step_time_s"])
 
 
-# Of runs that no constant was traced in (`studies.public.torchtitan`)
+# Of runs that no constant was traced in (`studies.public.own_runs`)
 @pytest.mark.parametrize(
     ("runs", "name"),
     [
