@@ -58,7 +58,7 @@ class Readings(threading.Thread):
             self.rows.append((clock, power, pynvml.nvmlDeviceGetTemperature(self.gpu, pynvml.NVML_TEMPERATURE_GPU)))
 
 
-class Measurement(TrainerCallback):
+class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers is not installed
     """Ends a training when it has measured enough steps; `found` is what it saw."""
 
     def __init__(self) -> None:

@@ -44,10 +44,10 @@ _THIRD_OVER_SECOND = (1.75, 1.625)
 # FlashAttention-2 (Dao 2023), section 1 and abstract: on an A100 the first one reached 30 to 50 % of the peak forward
 # and 25 to 35 % backward, the second up to 73 and 63 %: the middle over the most
 _FIRST_OVER_SECOND = (0.40 / 0.73, 0.30 / 0.63)
-# cuDNN's with a mask, over the same without one: 1,642 us over 486 forward and 5,390 over 1,698 backward, of two
-# sequences of 4,096 tokens and 32 heads 128 wide (traced on an H200, torch 2.11, 2026-11-29); of other widths assumed
-# alike
-_MASKED = (486 / 1642, 1698 / 5390)
+# cuDNN's with a mask, over the same without one: on an H200 3.34 and 3.49 times as long forward and 2.93 and 3.35
+# backward, means over 2,048 to 16,384 tokens of 32 heads 64 and 128 wide (measured for this project, torch 2.11,
+# 2026-11-29; within 14 % of each)
+_MASKED = AttentionRate(forward=(1 / 3.34, 1 / 3.49), backward=(1 / 2.93, 1 / 3.35))
 
 # By the generation of a GPU, over what its calibrations hold: cuDNN's on Hopper, the second flash kernel's on an A100
 RATES: dict[str, dict[AttentionName, AttentionRate]] = {
@@ -57,7 +57,7 @@ RATES: dict[str, dict[AttentionName, AttentionRate]] = {
         "flash2": _SECOND_ON_HOPPER,
         "flash3": _SECOND_ON_HOPPER.times(*_THIRD_OVER_SECOND),
         "cudnn": _SAME,
-        "cudnn-masked": _SAME.times(*_MASKED),
+        "cudnn-masked": _MASKED,
     },
 }
 

@@ -549,7 +549,7 @@ class Framework:
 
     def plain(self, operator: PlainOperator) -> PlainKernels | None:
         """Kernels of an operator that are one after another; None: they are not, or fused after all."""
-        kind: FusedOperator = "rotary" if operator == "rotary" else "rms_norm"
+        kind: Literal["rms_norm", "rotary"] = "rotary" if operator == "rotary" else "rms_norm"
         if kind in self.fused_kernels:
             return None
         return self.plain_kernels.get(operator, self.plain_kernels.get(kind))
