@@ -15,6 +15,7 @@ readings, which bench/measured keeps. Means over plans of |predicted / measured 
     unseen_...                       the same of other models and shapes, chosen when the predictions had been mended by
                                      the first set
     two_gpus_...                     the same of seven plans for two GPUs, chosen then
+    cp_...                           the same of two plans of context parallelism over two GPUs, chosen later
 
 Of the first set constants were traced in four runs, of that for two GPUs in two (`studies.public.own_runs`); two of
 the first are sharded over a mesh of one GPU.
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 from studies.trained_runs import main
 
-_SETS = {"": "torchtitan", "unseen_": "torchtitan-unseen", "two_gpus_": "torchtitan-two-gpus"}
+_SETS = {"": "torchtitan", "unseen_": "torchtitan-unseen", "two_gpus_": "torchtitan-two-gpus", "cp_": "torchtitan-cp"}
 
 if __name__ == "__main__":
     main(__doc__, _SETS)
