@@ -19,7 +19,7 @@ from moemodel.model.plan.spec import read_plan
 from studies.public.run import PublicRun
 
 _BENCH = Path(__file__).parents[2]
-_TORCHTITAN = ("torchtitan", "torchtitan-unseen", "torchtitan-two-gpus")
+_TORCHTITAN = ("torchtitan", "torchtitan-unseen", "torchtitan-two-gpus", "torchtitan-cp")
 _TRACED = (
     "qwen3-30b-a3b-5l-4k",
     "qwen3-4b-12l-2k",
