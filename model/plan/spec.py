@@ -14,7 +14,7 @@ from moemodel.model.frameworks.base import AttentionName, CapturedParts, Fp8Reci
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
-from moemodel.model.hardware.host import host_power_W
+from moemodel.model.hardware.host_power import host_power_W
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from mlperf_power import extracted
 
 MEASURED = Path(__file__).parents[2] / "bench" / "measured"
 ROWS = list(csv.DictReader((MEASURED / "mlperf-power.csv").read_text().splitlines()))
@@ -23,6 +24,29 @@ TOTALS_kWh = {
     "5731-240517004956429471933_4": (10.39, 10.11),
     "5864-240518083207394458159_6": (10.47, 10.27),
 }
+
+
+def test_the_table_is_made_of_logs(tmp_path: Path) -> None:
+    """One run of Dell's, of a minute at 7 kW on each of two nodes; the clock of the second is 9 s ahead."""
+    folder = tmp_path / "training_results_v4.1/Dell/results/8xXE9680x8H100-SXM-80GB-POWER/llama2_70b_lora"
+    (folder / "power" / "result_0").mkdir(parents=True)
+    told = {"run_start": 0, "block_start": 0, "block_stop": 20, "eval_start": 20, "eval_stop": 30}
+    again = {"block_start": 30, "block_stop": 60, "run_stop": 60}
+    run = [_event(0, "global_batch_size", 8), *(_event(at_s, key, samples_count=0) for key, at_s in told.items())]
+    run += [_event(at_s, key, samples_count=80) for key, at_s in again.items()]
+    (folder / "result_0.txt").write_text("\n".join(run))
+    for node, ahead_s in enumerate((0, 9)):
+        loads = {at_s: 3000 if 20 < at_s <= 30 else 7000 for at_s in range(-30, 80)}
+        meter = "\n".join(_event(at_s - ahead_s, "power_reading", load_W) for at_s, load_W in loads.items())
+        (folder / "power" / "result_0" / f"node_{node}.txt").write_text(meter)
+    (row,) = csv.DictReader(extracted(tmp_path).splitlines())
+    assert (row["system"], row["run"], row["steps"], row["steady_steps"]) == ("dell-8-lora", "0", "10", "10")
+    assert (row["node_ac_W"], row["node_ac_spread_W"]) == ("7000.0", "0.0")
+    assert float(row["run_ac_J"]) == 2 * (7000 * 50 + 3000 * 10)
+
+
+def _event(at_s: float, key: str, value: object = None, **metadata: object) -> str:
+    return f":::MLLOG {json.dumps({'time_ms': 1e12 + at_s * 1e3, 'key': key, 'value': value, 'metadata': metadata})}"
 
 
 @pytest.fixture(scope="module")

@@ -61,11 +61,11 @@ class Readings:
         return self.power_W[np.minimum(np.searchsorted(self.time_s, time_s), len(self.power_W) - 1)]
 
     def beside(self, other: Readings, span: Span) -> Readings:
-        """By the clock of another node's meter: shifted by the whole seconds that make both agree most in a span."""
+        """By the clock of another node's meter: shifted by the whole seconds at which both differ most evenly."""
         grid_s = np.arange(*span)
-        wanted = other.at(grid_s)
-        agreement = [float(np.corrcoef(wanted, self.at(grid_s - shift_s))[0, 1]) for shift_s in _SHIFTS_S]
-        return replace(self, time_s=self.time_s + _SHIFTS_S[int(np.argmax(agreement))])
+        wanted_W = other.at(grid_s)
+        uneven_W = [float(np.std(wanted_W - self.at(grid_s - shift_s))) for shift_s in _SHIFTS_S]
+        return replace(self, time_s=self.time_s + _SHIFTS_S[int(np.argmin(uneven_W))])
 
     def mean_W(self, spans: Sequence[Span]) -> float:
         """Of what was read wholly within some spans; NaN: nothing was."""

@@ -11,7 +11,7 @@ import pytest
 
 import moemodel
 from moemodel.model.core.errors import InputError
-from moemodel.model.hardware.host import host_power_W, hosts
+from moemodel.model.hardware.host_power import host_power_W, hosts
 
 ROOT = Path(__file__).parents[3]
 PLAN = {
