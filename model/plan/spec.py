@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
@@ -14,6 +14,7 @@ from moemodel.model.frameworks.base import AttentionName, CapturedParts, Fp8Reci
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
+from moemodel.model.hardware.host_power import host_power_W
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
@@ -116,6 +117,16 @@ class ParallelSpec(Strict):
         return self.etp or 0
 
 
+def _known_host(value: Any) -> Any:
+    """The power of a kind of node, where its name is given."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return host_power_W(value)
+    except InputError as error:
+        raise ValueError(str(error).partition("; ")[2]) from None
+
+
 class SiteSpec(Strict):
     """Where the run takes place."""
 
@@ -129,8 +140,10 @@ class SiteSpec(Strict):
     inlet_C: Annotated[float, Field(ge=-40.0, le=80.0, strict=True)] | None = Field(
         default=None, description="temperature of the air that the GPUs draw in; null: as it was at calibration"
     )
-    host_power_W: Annotated[float, Field(ge=0.0, le=1e5, strict=True)] = Field(
-        default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
+    host_power_W: Annotated[float, BeforeValidator(_known_host), Field(ge=0.0, le=1e5, strict=True)] = Field(
+        default=0.0,
+        description="power of the rest of a node (processors, fans, NICs, losses of power supplies), per GPU; or a "
+        "kind of node that was measured, such as h100-node-air",
     )
 
 

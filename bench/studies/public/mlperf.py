@@ -8,6 +8,7 @@ read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from studies.public.models import model
 from studies.public.run import PublicRun, plan_or_refusal
 from studies.runs import MLPERF, MLPERF_PLANS, TIMED
 
-_LORA = "llama2_70b_lora"
+LORA = "llama2_70b_lora"
 # model, and how its pipeline is cut: account_for_embedding_in_pipeline_split, and of the loss
 _MODELS: dict[str, tuple[str, dict[str, int] | None]] = {
     "gpt3": ("gpt3-mlperf", None),
     "llama31_405b": ("llama-3.1-405b", {"embedding": 1, "head": 1}),
     "llama31_8b": ("llama-3-8b", None),
-    _LORA: ("llama-2-70b", None),
+    LORA: ("llama-2-70b", None),
 }
 
 # By conf/custom.yaml operands are scaled by what was largest in steps before (fp8_recipe delayed; in v3.1 nothing else
@@ -48,7 +49,7 @@ _NETWORKS = {"Cisco": "ethernet-400g"}  # systems/hpf_n8.json, hpf_n16.json
 # weights in 8 bits (fp8_params) whose other order is made in every pass (disable_parameter_transpose_cache), packed
 # sequences without bounds (packed_sequence_return_cu_seqlen). Attention of 8 bits (FP8_DPA of Krai's and of Dell's
 # XE9680L), dropout of adapters and NVIDIA's VBOOST are not modelled
-_ADAPTERS: dict[str, Any] = {
+ADAPTERS: dict[str, Any] = {
     **_DELAYED,
     "transpose_cache": False,
     "lora": {"rank": 16, "targets": ["qkv", "proj"]},
@@ -112,25 +113,44 @@ def _said(benchmark: str, submitter: str, system: str, first: pd.Series[Any]) ->
     """A plan without its cluster; None: none is known."""
     degrees = MLPERF_PLANS.get((benchmark, ""), MLPERF_PLANS.get((benchmark, system)))
     software = _SOFTWARE.get((benchmark, ""), _SOFTWARE.get((benchmark, submitter), {}))
-    if benchmark == _LORA and system in _OF_ADAPTERS:
+    if benchmark == LORA and system in _OF_ADAPTERS:
         tp, cp, more = _OF_ADAPTERS[system]
-        degrees, software = (tp, 1, cp, 1), _ADAPTERS | more
+        degrees, software = (tp, 1, cp, 1), ADAPTERS | more
     if benchmark not in _MODELS or degrees is None:
         return None
+    return document(
+        benchmark,
+        degrees=degrees,
+        gpus=int(first["nodes"]) * int(first["acc_per_node"]),
+        global_batch=int(first["gbs"]),
+        said={"sequence_length": first["seq"]} | software,
+    )
+
+
+def document(
+    benchmark: str, *, degrees: tuple[int, int, int, int], gpus: int, global_batch: int, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A plan of a submission, without its cluster.
+
+    Args:
+        benchmark: its name in MLPerf.
+        degrees: of tensor, pipeline and context parallelism, and virtual stages.
+        gpus, global_batch: of the run.
+        said: what else its configuration says, by key of a plan; of `parallel` too.
+    """
     tp, pp, cp, vp = degrees
-    gpus = int(first["nodes"]) * int(first["acc_per_node"])
     name, stage_layers = _MODELS[benchmark]
-    parallel = {"dp": gpus // (tp * pp * cp), "tp": tp, "pp": pp, "cp": cp, "virtual_stages": vp, "zero_stage": 1}
-    plan = {"sequence_parallel": tp > 1, "sequence_length": first["seq"]} | software
+    parallel = {"dp": gpus // (tp * pp * cp), "tp": tp, "pp": pp, "cp": cp, "virtual_stages": vp}
+    default = {"zero_stage": 1, "sequence_parallel": tp > 1}
     return {
-        **{key: value for key, value in plan.items() if key not in ("sequence_parallel", "sequence_length")},
+        **{key: value for key, value in said.items() if key not in default},
         "architecture": model(name),
-        "sequence_length": int(plan["sequence_length"]),
-        "global_batch": int(first["gbs"]),
+        "sequence_length": int(said["sequence_length"]),
+        "global_batch": global_batch,
         "precision": "fp8",
         "backend": "megatron-core",
         "stage_layers": stage_layers,
-        "parallel": parallel | {"sequence_parallel": plan["sequence_parallel"]},
+        "parallel": parallel | {key: said.get(key, value) for key, value in default.items()},
     }
 
 
