@@ -1,7 +1,8 @@
-"""Published tables of step times that `studies.runs` reads, as plans that a user would write.
+"""Published tables of step times as plans that a user would write.
 
-    fsdp       llm-foundry's dense GPTs under FSDP, in bf16 and in fp8
-    sailor     models under Megatron-DeepSpeed on GH200
+    fsdp          llm-foundry's dense GPTs under FSDP on H100, in bf16 and in fp8
+    foundry_a100  the same on A100
+    sailor        models under Megatron-DeepSpeed on GH200
 
 A row of a model, or of a plan, that is not known here is named, and not read.
 """
@@ -19,11 +20,21 @@ from studies.public.run import PublicRun, plan_or_refusal
 from studies.runs import FSDP, SHARDED
 
 SAILOR = "gh200-iteration-times"
+FOUNDRY_A100 = Path(__file__).parents[2] / "measured" / "llm-foundry-a100.csv"
 
 
 def fsdp(folder: Path, precision: str) -> list[PublicRun]:
-    """llm-foundry's rows in a precision, as its file calls it."""
-    table = pd.read_csv(folder / FSDP)
+    """llm-foundry's rows on H100 in a precision, as its file calls it."""
+    return _fsdp_table(folder / FSDP, precision)
+
+
+def foundry_a100() -> list[PublicRun]:
+    """llm-foundry's rows of October 2023, all on eight A100 80 GB; the others of its A100 tables are of 2022."""
+    return _fsdp_table(FOUNDRY_A100, "amp_bf16")
+
+
+def _fsdp_table(file: Path, precision: str) -> list[PublicRun]:
+    table = pd.read_csv(file)
     return list(_fsdp_runs(table[table["Precision"] == precision].to_dict("records")))
 
 
