@@ -210,6 +210,8 @@ class Framework:
             ones of another chain than torch's own; None: as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
+        logged_losses: cross-entropies of every micro-batch that its trainer computes for what it logs, beside the loss,
+            in torch's plain kernels.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
         attention: which kernel that is; None: as profiles measure it.
@@ -394,6 +396,7 @@ class Framework:
     turns_scaled: bool = True
     plain_norm_B: tuple[float, float] | None = None
     fused_loss_B: tuple[float, float] | None = None
+    logged_losses: int = 0
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False

@@ -35,6 +35,10 @@ FSDP = replace(
     attention="flash1",
     # flash-attention's csrc/xentropy: logits read forward, and read and written in place backward
     fused_loss_B=(2.0, 4.0),
+    # LanguageCrossEntropy and LanguagePerplexity (llmfoundry/models/mpt/modeling_mpt.py, train_metrics), each
+    # torch.nn.CrossEntropyLoss under autocast, of every micro-batch's logits (Composer, trainer.py,
+    # _eval_train_metrics; metrics/nlp.py)
+    logged_losses=2,
     logit_B=4.0,  # 16-bit logits and their gradient in their place, and the 16-bit copy that is shifted
     eager_sharding=False,
     # nobody tells its layers which micro-batch is a step's first (is_first_microbatch of te.Linear)
