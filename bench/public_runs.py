@@ -78,7 +78,11 @@ _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
     "golden": (GOLDEN, golden),
 }
 # Of `bench/measured`
-_HELD: dict[str, Callable[[], list[PublicRun]]] = {"torchtitan-h200": torchtitan, "foundry-a100": foundry_a100}
+_HELD: dict[str, Callable[[], list[PublicRun]]] = {
+    "torchtitan-h200": torchtitan,
+    "foundry-a100": partial(foundry_a100, 2023),
+    "foundry-a100-40gb": partial(foundry_a100, 2022),
+}
 
 
 def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
