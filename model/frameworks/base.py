@@ -303,6 +303,8 @@ class Framework:
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
             every other product, attention, reduce-scatters and all-to-alls.
 
+        stops_repeating: a layer that runs again does so up to the last tensor that its backward pass reads, so that its
+            last product does not; left out: nor do sums over tensor-parallel ranks behind it.
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
@@ -460,6 +462,7 @@ class Framework:
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
+    stops_repeating: bool = False
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)

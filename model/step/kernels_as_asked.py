@@ -56,7 +56,9 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
         )
     if not plan.compile:
         return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
-    found = replace(framework, fused_kernels=framework.fused_kernels | COMPILED, compiled=True)
+    # of what runs again the graph has only what leads to a gradient (torch/_functorch/partitioners.py)
+    made = framework.fused_kernels | COMPILED
+    found = replace(framework, fused_kernels=made, compiled=True, stops_repeating=True)
     if framework.fused_loss_B is not None or not framework.compiles_loss:
         return found
     return replace(found, fused_loss_B=_COMPILED_LOSS_B, logit_B=_COMPILED_LOGIT_B)
