@@ -30,8 +30,8 @@ is named, which widens intervals (`model.frameworks.track_record`).
 
 --write-docs puts all of it between two marks of `docs/public-data.md`, with date and commit.
 
-Plans are read from `../shared/cases/public-runs`, other data from `../shared/data`; where both are missing there is
-nothing to do, and the exit code is 0.
+Plans are read from `../shared/cases/public-runs`, other data from `../shared/data`; without these, runs that
+`bench/measured` holds are all there is.
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ from studies.public.own_runs import deepspeed, torchtitan, transformers
 from studies.public.plan_files import cases, group, group_names
 from studies.public.record import records
 from studies.public.run import PublicRun
-from studies.public.tables import SAILOR, fsdp, sailor
+from studies.public.tables import SAILOR, foundry_a100, fsdp, sailor
 from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _CASES = "cases"
-_OWN = {"torchtitan-h200": torchtitan, "transformers-h200": transformers, "deepspeed-h200": deepspeed}
 _DOCS = Path(__file__).parents[1] / "docs" / "public-data.md"
 
 
@@ -78,6 +77,14 @@ _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
     "b200": (B200, b200),
     "golden": (GOLDEN, golden),
 }
+# Of `bench/measured`
+_HELD: dict[str, Callable[[], list[PublicRun]]] = {
+    "torchtitan-h200": torchtitan,
+    "transformers-h200": transformers,
+    "deepspeed-h200": deepspeed,
+    "foundry-a100": partial(foundry_a100, 2023),
+    "foundry-a100-40gb": partial(foundry_a100, 2022),
+}
 
 
 def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
@@ -86,8 +93,7 @@ def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
     for name, (file, read) in _READ.items():
         if (data / file).exists():
             found[name] = partial(read, data)
-    if found:
-        found |= _OWN
+    found |= _HELD
     if plans.is_dir():
         found[_CASES] = partial(cases, plans.resolve())
         found |= {name: partial(group, plans.resolve(), name) for name in group_names(plans)}
@@ -113,10 +119,6 @@ def main() -> None:
     )
     options = parser.parse_args()
     there = groups(options.data, options.cases)
-    if not there:
-        skipped = f"skipped: neither {options.data} nor {options.cases} is there"
-        print(json.dumps({"skipped": skipped}) if options.json else skipped)
-        return
     chosen = [name for name in there if not options.only or name.startswith(tuple(options.only))]
     if not chosen:
         parser.error(f"--only: found {' '.join(options.only)}; allowed: {', '.join(there)}")

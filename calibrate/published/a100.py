@@ -8,7 +8,7 @@ DATA is a folder laid out as `../shared/data` (see `published.data`). Written ar
     links                                 its NCCL all-reduce tables
     bandwidth against the SM clock        a stream benchmark at 61 locked clocks
     power, voltage, temperature           activity counters and power of 12 programs at 61 locked clocks
-    flash attention                       the best rate that FlashAttention-2 states
+    flash attention                       rates by width and length that FlashAttention-2's paper shows
     other operators                       this project's H100, relative to the chip; marked as assumed
     the rest                              datasheets, or carried over from that H100
 """
@@ -34,8 +34,6 @@ from moemodel.calibration.published.data import (
     ACTIVITY,
     ALL_REDUCE,
     DVFS,
-    FLASH_BEST,
-    FLASH_PAPER,
     FP64_GEMM,
     FP64_LOCKED,
     ITERATIONS,
@@ -49,6 +47,7 @@ from moemodel.calibration.published.data import (
     read_rows,
     read_stream,
 )
+from moemodel.calibration.published.flash_attention import MEASURED, SECOND, fit_flash
 from moemodel.calibration.published.vtrain import (
     BACKEND,
     FREE,
@@ -67,7 +66,7 @@ from moemodel.calibration.store.catalogue import list_calibrations, shipped, wri
 from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
-from moemodel.model.device.roofline import ATTENTIONS, FEATURES, PRODUCTS, form_of
+from moemodel.model.device.roofline import ATTENTIONS, FEATURES, PRODUCTS, RooflineChip, form_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, Work, work
 from moemodel.model.records.calibration import (
@@ -105,7 +104,7 @@ _PROVENANCE = (
     "host lane of megatron-v2 are fitted to the iteration times that vTrain published (MIT), which turned out to be "
     "reproduced exactly by that simulator's own arithmetic from single traced steps, so their host times include "
     "tracing; links are fitted to its NCCL all-reduce tables; power, voltage and memory bandwidth to the readings of a "
-    "DVFS study (ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention is as fast as its paper states. "
+    "DVFS study (ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention is as fast as its paper shows. "
     "Operators that none of these data show, all of the routing of experts among them, are taken to be as good, "
     "relative to the chip, as this project measured on an H100; the rest is datasheet or assumed, as each "
     "parameter says.{extra}"
@@ -120,6 +119,7 @@ _LAUNCH_SOURCE = (
     "launch and tail of a kernel, of the order fitted on this project's H100; the rows' own includes tracing"
 )
 _ROWS_ERROR = 0.10  # log; left-out errors of whole micro-batch sizes, widths and tensor-parallel degrees
+_FLASH_ERROR = 0.10  # log; assumed: the figure is within 0.05 of its form, but says nothing of either pass alone
 _ASSUMED_ERROR = 0.25  # log; assumed: operators that no data of this GPU show
 _MEMORY_ERROR = 0.04  # log; assumed: twice that of the H100, whose allocator is the same and whose libraries aren't
 _TENSOR_ERROR = 0.15  # log; assumed: below the clocks that count, the same readings give ratios up to a fifth higher
@@ -287,7 +287,7 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         clock_measured_Hz=(510e6, clock_Hz),  # locked clocks of the DVFS study, from 510 MHz; iteration times have none
         composition_error=Parameter.fitted(float(np.sqrt(np.mean(np.square(data.errors)))), "1", _STEPS_SOURCE),
         chip=chip_parameters(gpu),
-        operators=[_operator(kind, direction, data, gpu, elsewhere) for kind in Kind for direction in PASSES[kind]],
+        operators=[fit for kind in Kind for fit in _operators(kind, data, gpu, elsewhere)],
         host=_host(data),
         power=_power(data),
         governor=GovernorFit(
@@ -298,6 +298,12 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         network=_network(data, gpu),
         memory=_memory(),
     )
+
+
+def _operators(kind: Kind, data: Published, gpu: Gpu, elsewhere: Calibration) -> list[OperatorFit]:
+    if kind in ATTENTIONS:
+        return flash_operators(kind, gpu, elsewhere)
+    return [_operator(kind, direction, data, gpu, elsewhere) for direction in PASSES[kind]]
 
 
 def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu, elsewhere: Calibration) -> OperatorFit:
@@ -332,27 +338,21 @@ def _carried(kind: Kind, direction: Pass, gpu: Gpu, elsewhere: Calibration) -> O
     if "t1" in parameters:
         cycles = elsewhere.clock_reference_Hz / gpu.peak("bf16").clock_Hz
         parameters["t1"] = Parameter.assumed(parameters["t1"].value * cycles, "s", f"as many cycles {_ELSEWHERE}")
-    if form_of(kind) == "attention":
-        parameters["efficiency"] = _flash(kind, direction, elsewhere)
     return OperatorFit(kind=kind, direction=direction, parameters=parameters, log_error=_ASSUMED_ERROR, points=0)
 
 
-def _flash(kind: Kind, direction: Pass, elsewhere: Calibration) -> Parameter:
-    """Efficiency of flash attention, such that the forward pass without a mask reaches the best rate of its paper.
-
-    Other passes are to that one as they are on the other GPU.
-    """
-    fit, best = elsewhere.operator(kind, direction), elsewhere.operator(Kind.ATTENTION_FULL, Pass.FORWARD)
-    if fit is None or best is None:
-        raise CalibrationError(
-            f"calibration {elsewhere.name}: no fit for {kind}/{direction}; there is none to carry over"
-        )
-    # at head width 128, which `FLASH_BEST` is taken to be of
-    level = FLASH_BEST * (1 + best.parameters["head_dim0"].value / 128) / best.parameters["efficiency"].value
-    value = fit.parameters["efficiency"].value * level
-    if fit is best:
-        return Parameter.fitted(value, "1", FLASH_PAPER)
-    return Parameter.assumed(value, "1", f"to the forward pass without a mask ({FLASH_PAPER}) {_ELSEWHERE}")
+def flash_operators(kind: Kind, gpu: Gpu, elsewhere: Calibration) -> list[OperatorFit]:
+    """Both passes of attention, as fast as its paper shows; launches and waves as on the other GPU."""
+    carried = {direction: _carried(kind, direction, gpu, elsewhere) for direction in PASSES[kind]}
+    top_Hz = gpu.peak("bf16").clock_Hz
+    chip = RooflineChip(**{name: p.value for name, p in chip_parameters(gpu).items()}, clock_Hz=top_Hz)
+    found = fit_flash(carried, chip, kind)
+    shown = np.array([rates for (of, _), rates in SECOND.items() if of is kind])
+    changed = {"log_error": _FLASH_ERROR, "measured": MEASURED, "points": int(np.isfinite(shown).sum())}
+    return [
+        fit.model_copy(update={**changed, "parameters": fit.parameters | found[direction]})
+        for direction, fit in carried.items()
+    ]
 
 
 _PRODUCT_FITTED = ("alignment", "efficiency_256x128")

@@ -24,8 +24,6 @@ FP64_GEMM = "h100-dvfs/fp64_gemm_locked.csv"
 VTRAIN = "VIA-Research/vTrain (MIT; Bang et al., MICRO 2024, arXiv:2312.12391)"
 DVFS = "ghazanfarttu/Optimal-GPU-frequency-using-DNN-based-models (BSD-3-Clause)"
 FP64_LOCKED = "AyeshaAfzal91/GPU-Energy-Sweetspot (figures only)"
-FLASH_PAPER = "FlashAttention-2 (Dao 2023, arXiv:2307.08691), abstract: 50 to 73 % of an A100's peak"
-FLASH_BEST = 0.73  # that abstract's highest share, taken to be of long sequences without a mask at head width 128
 
 _COLUMNS = ("gpus", "global_batch", "micro_batch", "hidden", "heads", "layers", "seq", "tp", "dp", "pp", "time_ms")
 

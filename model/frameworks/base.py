@@ -238,6 +238,8 @@ class Framework:
             as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
+        logged_losses: cross-entropies of every micro-batch that its trainer computes for what it logs, beside the loss,
+            in torch's plain kernels.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
         attention: which kernel that is; None: as profiles measure it.
@@ -333,6 +335,8 @@ class Framework:
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
             every other product, attention, reduce-scatters and all-to-alls.
 
+        stops_repeating: a layer that runs again does so up to the last tensor that its backward pass reads, so that its
+            last product does not; left out: nor do sums over tensor-parallel ranks behind it.
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
@@ -426,6 +430,7 @@ class Framework:
     turns_scaled: bool = True
     plain_kernels: Mapping[PlainOperator, PlainKernels] = field(default_factory=dict, hash=False)
     fused_loss_B: tuple[float, float] | None = None
+    logged_losses: int = 0
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False
@@ -492,6 +497,7 @@ class Framework:
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
+    stops_repeating: bool = False
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)

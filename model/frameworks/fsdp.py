@@ -1,8 +1,7 @@
 """FSDP as MosaicML's llm-foundry ran its benchmarks of 2023 and January 2024: MPT under Composer.
 
 Read from llm-foundry (commits b2a43a147 and 5e85bd62d: scripts/train/benchmarking, llmfoundry/models/mpt). What torch
-does there is as in this project's own code: units that are gathered and reduced behind computation, a fused optimizer
-apart (Composer's DecoupledAdamW steps tensor by tensor, left out), eager kernels.
+does there is as in this project's own code: units that are gathered and reduced behind computation, eager kernels.
 """
 
 from __future__ import annotations
@@ -30,11 +29,19 @@ FSDP = replace(
         ),
     },
     fused_qkv=True,  # Wqkv (llmfoundry/models/layers/attention.py)
+    splits_heads=True,  # its output is cut by `chunk`, and the three gradients are put together again
+    # Composer's DecoupledAdamW steps tensor by tensor, kernel by kernel over float32 parameters, 80 bytes in place of
+    # 28 (composer/optim/decoupled_weight_decay.py, adamw; weights don't decay in the benchmarks)
+    optimizer_B=52.0,
     # submit_benchmarks.py, --attn_impl: by default `triton`, a copy of the first FlashAttention in Triton
     # (llmfoundry/models/layers/flash_attn_triton.py); tables of both commits name no other
     attention="flash1",
     # flash-attention's csrc/xentropy: logits read forward, and read and written in place backward
     fused_loss_B=(2.0, 4.0),
+    # LanguageCrossEntropy and LanguagePerplexity (llmfoundry/models/mpt/modeling_mpt.py, train_metrics), each
+    # torch.nn.CrossEntropyLoss under autocast, of every micro-batch's logits (Composer, trainer.py,
+    # _eval_train_metrics; metrics/nlp.py)
+    logged_losses=2,
     logit_B=4.0,  # 16-bit logits and their gradient in their place, and the 16-bit copy that is shifted
     eager_sharding=False,
     # nobody tells its layers which micro-batch is a step's first (is_first_microbatch of te.Linear)

@@ -30,6 +30,9 @@ TORCH = Framework(
     torch_launch=True,
     busy_waits=True,
     selective="operators",
+    # torch/utils/checkpoint.py, since 2.1: _StopRecomputationError, raised as the last tensor is saved, before the
+    # product that reads it is computed
+    stops_repeating=True,
     program_chooses=True,
     memory_log_error=0.0,  # its own runs, which the calibration states the error of
     overlapped=frozenset({"parameters", "gradients"}),

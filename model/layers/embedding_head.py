@@ -134,7 +134,7 @@ class HeadBlock:
         chunks = batch.framework.loss_chunks
         part = batch if chunks == 1 else replace(batch, tokens=tokens / chunks)
         head = linear(part.tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
-        for op in (head, *self._loss(part)):
+        for op in (head, *self._loss(part), *self._logged(part)):
             times = op.mask if chunks == 1 else chunks * (np.ones_like(tokens) if op.mask is None else op.mask)
             yield replace(op, mask=times)
 
@@ -155,6 +155,15 @@ class HeadBlock:
         cut = batch.is_sharded("tp")
         yield replace(whole, mask=1 - cut)
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
+
+    def _logged(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Cross-entropies for the log, of the logits that the loss had; left out: that they run behind the backward
+        pass, where nothing is gathered meanwhile."""
+        times = batch.framework.logged_losses
+        if times:
+            shape = Shape(m=batch.tokens, n=self.architecture.head_outputs / self._shards(batch.tp))
+            mask = np.full(batch.plans, float(times))
+            yield LayerOp(kind=Kind.CROSS_ENTROPY, shape=shape, mask=mask, backward=(), plain=True)
 
     def loss_B(self, batch: MicroBatch) -> FloatArray:
         """Tensors of the loss when its backward pass begins, of one part of the tokens where they pass in parts. [P]

@@ -231,6 +231,15 @@ def saved(operators: Sequence[LayerOp]) -> list[bool]:
     return kept
 
 
+def before_last_product(operators: Sequence[LayerOp]) -> Sequence[LayerOp]:
+    """Operators of a layer up to the last tensor that its backward pass reads: all but its last product and what is
+    behind it, where that is the residual's sum, with its casts. Norms, and rows on their way from experts, read theirs.
+    """
+    last = max((place for place, op in enumerate(operators) if op.target == "fc2"), default=len(operators))
+    summed = all(op.kind in (Kind.RESIDUAL_ADD, Kind.COPY) for op in operators[last + 1 :])
+    return operators[:last] if summed else operators
+
+
 @cache
 def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
     """The blocks of a layer in a model of width `hidden`."""

@@ -58,7 +58,9 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
         )
     if not plan.compile:
         return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
-    found = replace(framework, fused_kernels=framework.fused_kernels | COMPILED, compiled=True)
+    # of what runs again the graph has only what leads to a gradient (torch/_functorch/partitioners.py)
+    made = framework.fused_kernels | COMPILED
+    found = replace(framework, fused_kernels=made, compiled=True, stops_repeating=True)
     if framework.masks_compiled:
         found = replace(found, attention="cudnn-masked", repeats_keys=True)
     if framework.fused_loss_B is not None or not framework.compiles_loss:

@@ -7,7 +7,7 @@ All sizes are arrays of length P (plans), so that one call describes the operato
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from moemodel.model.frameworks.base import Framework, PlainKernels, Precision
 from moemodel.model.layers.adapters import trained_operators
 from moemodel.model.layers.base import COPY_B, GATHERED, SCATTERED, LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
-from moemodel.model.layers.layer import layer_blocks, saved
+from moemodel.model.layers.layer import before_last_product, layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
@@ -86,7 +86,11 @@ class Workload:
         """Calls of forward operators as a backward pass runs them again, once each, by the parts of the layer that they
         are of and whether their output is kept where layers run again but for some operators (`Recomputation.times`).
         """
-        forward = self._forward(layer)
+        forward: Sequence[LayerOp] = self._forward(layer)
+        # eager products of cast operands save these behind their kernels (torch.autograd.Function, save_for_backward)
+        saves_late = self.framework.dropout or (self.batch.recipe.casts and not self.framework.compiled)
+        if self.framework.stops_repeating and not saves_late:
+            forward = before_last_product(forward)
         found: dict[tuple[tuple[str, ...], bool], list[Call]] = {}
         for op, kept in zip(forward, saved(forward), strict=True):
             if op.only_backward or not self._mask(op).any():

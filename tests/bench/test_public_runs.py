@@ -56,7 +56,7 @@ def answers(run_bench: Run, plans: Path, *options: str) -> dict[str, Any]:
 
 
 def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
-    found = answers(run_bench, plans)
+    found = answers(run_bench, plans, "--only", "cases", "group")
     assert set(found) == {"cases", "group"}
     assert found["cases"]["rows"] == found["cases"]["timed"] == found["cases"]["memory_rows"] == 1
     # three runs of the group can be told apart by what was published; a plan that is none was run all the same
@@ -71,10 +71,20 @@ def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_b
     assert "as recompute none" in line
 
 
-def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
-    done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
-    assert done.returncode == 0
-    assert done.stdout.startswith("skipped")
+def test_without_data_what_lies_in_the_repository_is_left(run_bench: Run, tmp_path: Path) -> None:
+    assert set(groups(tmp_path / "none", tmp_path / "no")) == {
+        "torchtitan-h200",
+        "foundry-a100",
+        "foundry-a100-40gb",
+    }
+    found = answers(run_bench, tmp_path / "no", "--only", "foundry-a100")["foundry-a100"]  # and what begins so
+    assert (found["rows"], found["timed"], found["refused"], found["not_read"]) == (59, 59, 0, 0)
+
+
+def test_groups_that_are_not_there_are_named(run_bench: Run, tmp_path: Path) -> None:
+    done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none", "--only", "golden")
+    assert done.returncode == 2
+    assert "found golden; allowed: torchtitan-h200, foundry-a100" in done.stderr
 
 
 @needs_data

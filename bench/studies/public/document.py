@@ -17,6 +17,8 @@ _BEGIN, _END = "<!-- public_runs: begin -->", "<!-- public_runs: end -->"
 SAID: dict[str, str] = {
     "foundry-bf16": "llm-foundry, dense GPTs under FSDP, 8 to 512 H100, bf16",
     "foundry-fp8": "the same in fp8",
+    "foundry-a100": "llm-foundry, dense GPTs under FSDP, 8 A100 80GB, bf16, up to 65,536 tokens",
+    "foundry-a100-40gb": "the same of 2022 on 8 to 128 A100 40GB, and 70 B on 32 and 64 A100 80GB",
     "bridge-dense": "Megatron-Bridge, dense, 8 to 1,024 H100",
     "bridge-experts": "Megatron-Bridge, experts, 8 to 1,024 H100",
     "bridge-blackwell": "Megatron-Bridge on B200, B300, GB200 and GB300",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.plan.stage_layers import EndSlots
@@ -18,7 +19,7 @@ from studies.public.mlperf import mlperf
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import group
 from studies.public.run import PublicRun
-from studies.public.tables import SAILOR, fsdp, sailor
+from studies.public.tables import SAILOR, foundry_a100, fsdp, sailor
 from studies.runs import BRIDGE, FSDP, MLPERF
 
 BRIDGE_TABLE = """\
@@ -115,6 +116,33 @@ def test_other_tables(tmp_path: Path) -> None:
     assert (plan_of(tuned).sequence_length, plan_of(tuned).cluster.internode) == (8192, "ethernet-400g")
     (run,) = sailor(written(tmp_path, f"{SAILOR}/gpt_neo_2_7b.csv", SAILOR_TABLE))
     assert (plan_of(run).cluster.gpus, run.of_memory) == (8, "device")
+
+
+def test_of_llm_foundrys_a100_tables_the_runs_of_2023_are_read() -> None:
+    """Parameters, positions among them, are as many as the source counts (its column NumParams)."""
+    found = {run.label: run for run in foundry_a100(2023)}
+    assert {plan_of(run).cluster.gpu for run in found.values()} == {"a100-sxm-80gb"}
+    assert not any(label.startswith("70b") for label in found)
+    small, large = found["125m seq512 x8 mb128"], found["30b seq8192 x8 mb1"]
+    assert small.time_s == pytest.approx((2048 * 512 / 8 / 165681,))
+    assert (plan_of(small).recompute, plan_of(large).recompute) == ("none", "full")
+    counted = {run.label: parameters(architecture_of(plan_of(run))).total for run in (small, large)}
+    assert counted == {small.label: 124131840, large.label: 30019254272}
+
+
+def test_of_llm_foundrys_a100_tables_the_runs_of_2022_are_read_apart() -> None:
+    runs = foundry_a100(2022)
+    clusters = [plan_of(run).cluster for run in runs]
+    assert len(runs) == 80
+    assert sorted({(cluster.gpu, cluster.gpus) for cluster in clusters if cluster.gpu.endswith("80gb")}) == [
+        ("a100-sxm-80gb", 32),
+        ("a100-sxm-80gb", 64),
+    ]
+    (whole,) = [run for run in runs if run.label == "70b seq2048 x64 mb8" and plan_of(run).cluster.gpu.endswith("80gb")]
+    assert whole.time_s == pytest.approx((2048 * 2048 / 64 / 410,))
+    network = plan_of(whole).cluster.internode
+    assert not isinstance(network, str)
+    assert network.bandwidth_GBps * 8 * 8 == 1600  # Gbit/s of a node of eight
 
 
 def test_stages_of_a_case(tmp_path: Path) -> None:

@@ -140,11 +140,11 @@ def test_bytes_of_a_score_that_stay(attention: str, dropout: bool, score_B: int)
     assert kept_B == [score_B * 32 * seq**2 for seq in (1024, 2048)]
 
 
-def kinds(found: Plan) -> set[Kind]:
+def passes(found: Plan) -> set[tuple[Kind, Pass]]:
     architecture = architecture_of(found)
     work = Workload(architecture, batch_of(found), framework=framework_as_run(found), precision=found.precision)
     calls = [call for layer in architecture.layers for call in work.passes(layer)] + work.head()
-    return {call.kind for call in calls}
+    return {(call.kind, call.direction) for call in calls}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def kinds(found: Plan) -> set[Kind]:
     ],
 )
 def test_what_is_fused_is_no_kernel_of_torch(changes: dict[str, Any], fused: bool, loss: bool) -> None:
-    found = kinds(plan(**changes))
-    assert found.isdisjoint(_ELEMENTWISE) is fused
-    assert (Kind.CROSS_ENTROPY not in found) is loss
+    found = passes(plan(**changes))
+    assert {kind for kind, _ in found}.isdisjoint(_ELEMENTWISE) is fused
+    assert ((Kind.CROSS_ENTROPY, Pass.BACKWARD) not in found) is loss  # forward some log another
 
 
 def test_a_fused_kernel_moves_its_least_bytes() -> None:

@@ -10,11 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Latent, Layer, Mlp, Moe
 from moemodel.model.core.errors import InputError
+from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.layers.parameters import parameters
+from moemodel.model.operators.work import Kind
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.spec import Plan
+from moemodel.model.step.layer_operators import Workload
 from moemodel.profiler.backends.torch_native import operators as torch_ops
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model, model_of
@@ -204,6 +210,35 @@ def _saved_B(model: DecoderModel) -> int:
         loss = model(*_batch())
     loss.backward()
     return sum(kept.values())
+
+
+class _Products(TorchDispatchMode):
+    """Counts products of two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layer", [_LLAMA, _OPT], ids=["llama", "opt"])
+def test_a_layers_last_product_does_not_run_again(layer: Layer) -> None:
+    """Nothing backward reads its output, and torch stops before it: as many products as predictions count."""
+    made = {}
+    for recompute in ("none", "full"):
+        model = _model(_architecture(layer), recompute)
+        with _Products() as products:
+            _loss_and_gradients(model)
+        made[recompute] = products.count
+    cluster = {"gpu": "h100-sxm-80gb"}
+    document = {"architecture": "opt-350m", "sequence_length": _SEQ, "global_batch": _BATCH, "cluster": cluster}
+    plans = batch_of(Plan.model_validate(document | {"recompute": "full"}))
+    work = Workload(_architecture(layer), plans, framework=TORCH, precision="bf16")
+    again = [call for calls in work.repeatable(layer).values() for call in calls if call.kind is Kind.GEMM]
+    assert made["full"] - made["none"] == 2 * len(again)
 
 
 def test_full_recompute_keeps_less() -> None:
