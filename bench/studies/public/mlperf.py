@@ -28,14 +28,15 @@ _RUN = ("round", "submitter", "system", "benchmark")
 
 # what a benchmark trains, and what of it no configuration may choose: account_for_embedding_in_pipeline_split, and of
 # the loss; adapters of rank 16 on attention's products (conf/megatron_gpt_peft_tuning_config.yaml: adapter_dim,
-# target_modules), packed sequences without bounds (packed_sequence_return_cu_seqlen)
+# target_modules; adapter_dropout 0.1; LORA_A2A in all submissions), packed sequences without bounds
+# (packed_sequence_return_cu_seqlen)
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "gpt3": {"architecture": "gpt3-mlperf"},
     "llama31_405b": {"architecture": "llama-3.1-405b", "stage_layers": {"embedding": 1, "head": 1}},
     "llama31_8b": {"architecture": "llama-3-8b"},
     "llama2_70b_lora": {
         "architecture": "llama-2-70b",
-        "lora": {"rank": 16, "targets": ["qkv", "proj"]},
+        "lora": {"rank": 16, "targets": ["qkv", "proj"], "dropout": True, "all_to_all": True},
         "sequence_length": 8192,
     },
 }
@@ -47,8 +48,7 @@ _GPUS: dict[str, str] = {
     "L40S": "l40s-48gb",
     "H100": "h100-sxm-80gb",
 }
-# Columns of the settings, by where a plan has them. `attention_fp8` is not modelled, nor are dropout of adapters and
-# NVIDIA's VBOOST
+# Columns of the settings, by where a plan has them. `attention_fp8` is not modelled, nor is VBOOST of NVIDIA
 _OF_PARALLEL = ("tp", "pp", "cp", "virtual_stages", "zero_stage", "sequence_parallel")
 _OF_CLUSTER = ("internode", "gpus_per_node")
 _OF_PLAN: tuple[str, ...] = (
