@@ -163,8 +163,8 @@ def test_inner_tensors_are_gathered_or_summed_over_ranks(
 
 
 def test_an_all_to_all_sends_a_rank_its_tokens_alone(volumes: Callable[..., StepVolumes]) -> None:
-    """A tp-th of what all ranks gather, forward and backward; without sequence parallelism outputs are gathered, forward
-    alone, whatever is asked."""
+    """A tp-th of what all ranks gather, forward and backward; without sequence parallelism outputs are gathered,
+    forward alone, whatever is asked."""
     output_B = 3 / 4 * 2 * TOKENS * H
 
     def sent_B(*, shares: bool, ordered: bool) -> float:
