@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 BENCHMARKS = ("gpt3", "llama31_405b", "llama2_70b_lora")
-COLUMNS = ("round", "submitter", "system", "nodes", "acc_per_node", "accelerator", "benchmark", "result_file")
-COLUMNS += ("gbs", "grad_accum", "seq", "n_stats", "stat_key", "median", "p10", "p90", "run_minutes")
+COLUMNS: tuple[str, ...] = (
+    *("round", "submitter", "system", "nodes", "acc_per_node", "accelerator", "benchmark", "result_file"),
+    *("gbs", "grad_accum", "seq", "n_stats", "stat_key", "median", "p10", "p90", "run_minutes"),
+)
 _THROUGHPUT = "throughput"
 _OF_TRAINING = ("train_step_time", "train_step_timing in s", _THROUGHPUT)
 _WHOLE_RUN = ("run_start", "run_stop")

@@ -109,17 +109,17 @@ def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArra
 def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
     """Kernels that the host queues for adapters, forward and backward, beyond those of a trained layer, whose products
     have gradients of weights. [P] each."""
-    lora, forward, backward = batch.framework.lora, 0.0, 0.0
+    lora, forward, backward = batch.framework.lora, np.zeros(batch.plans), np.zeros(batch.plans)
     if lora is None:
-        return np.zeros(batch.plans), np.zeros(batch.plans)
+        return forward, backward
     for op in operators:
-        backward -= op.kind in _PRODUCTS and not op.attention_core
+        backward = backward - (op.kind in _PRODUCTS and not op.attention_core)
         if op.target in lora.targets:
             forward, backward = forward + 4 + lora.dropout, backward + 6 + lora.dropout
             if _is_ordered(op, lora):  # `cat`, and a contiguous copy for each rank (peft/utils.py, _All2AllHp2Sp)
                 forward = forward + batch.sequence_parallel
                 backward = backward + (batch.tp + 1) * batch.sequence_parallel
-    return np.full(batch.plans, forward), np.full(batch.plans, backward)
+    return forward, backward
 
 
 def adapter_collectives(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerComm]:
