@@ -57,7 +57,7 @@ def test_they_are_those_before_the_last_chunk_begins_and_behind_the_first_that_e
     forward = [work for work in order if work.kind == "F"]
     backward = [work for work in order if work.kind == "B"]
     before = _places(forward, last)[0]
-    behind = len(backward) - 1 - _places(backward, last)[-1]
+    after = len(backward) - 1 - _places(backward, last)[-1]
     step = object.__new__(PipelineStep)
     plan = Plan.model_validate(
         document(virtual, pp=stages, dp=1)
@@ -65,7 +65,7 @@ def test_they_are_those_before_the_last_chunk_begins_and_behind_the_first_that_e
         | {"cluster": {"gpu": "h100-sxm-80gb", "gpus": stages}}
     )
     step.plans = batch_of(plan)
-    assert before == behind
+    assert before == after
     assert step.hiding_passes[0, 0] == pytest.approx(before / virtual)
 
 
