@@ -51,7 +51,7 @@ from studies.public.document import write_section
 from studies.public.figures import Group, constants_line, figures, row_line, table
 from studies.public.fits import left_out
 from studies.public.golden import GOLDEN, golden
-from studies.public.mlperf import mlperf
+from studies.public.mlperf import mlperf, mlperf_v4_v5
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.own_runs import deepspeed, torchtitan, transformers
 from studies.public.plan_files import cases, group, group_names
@@ -84,6 +84,7 @@ _HELD: dict[str, Callable[[], list[PublicRun]]] = {
     "deepspeed-h200": deepspeed,
     "foundry-a100": partial(foundry_a100, 2023),
     "foundry-a100-40gb": partial(foundry_a100, 2022),
+    "mlperf-v4-v5": mlperf_v4_v5,
 }
 
 

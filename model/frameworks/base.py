@@ -196,10 +196,20 @@ class Muon:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters of some linear layers, beside which all else is frozen."""
+    """Low-rank adapters of some linear layers, beside which all else is frozen.
+
+    Attributes:
+        rank: inner width.
+        targets: linear layers that have one.
+        dropout: of adapters' inputs.
+        all_to_all: under sequence parallelism outputs behind products that are cut by their inputs go to the ranks of
+            their tokens alone; else all ranks gather them.
+    """
 
     rank: int
     targets: tuple[AdaptedLinear, ...]
+    dropout: bool = False
+    all_to_all: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from moemodel.model.frameworks.megatron_lm import (
     EXPERT_KERNEL_S,
     GROUPED_WORKSPACE_B,
     LATENT_CALLS,
+    RING_CALLS,
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_WORKSPACE_B,
 )
@@ -125,6 +126,7 @@ MEGATRON_CORE = Framework(
     ),
     host_factors=BRIDGE_HOST,
     latent_calls=LATENT_CALLS,
+    ring_calls=RING_CALLS,
     paired_calls=PAIRED_CALLS,
     repeated_calls=REPEATED_CALLS,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),

@@ -4,10 +4,12 @@
 
 Frozen products have no gradient of their weights, frozen biases and embeddings none either. Of an adapter, the product
 with A, that with B, and one kernel each that scales and that adds; backward both gradients of both, and the input's
-added to that of the frozen product. Under tensor parallelism A and B are cut as Megatron-Bridge cuts them
-(peft/utils.py, ParallelLinearAdapter): an adapter's output behind a product that is cut by its inputs is gathered.
+added to that of the frozen product; dropout of its input, if there is any, is a kernel either way. Under tensor
+parallelism A and B are cut as Megatron-Bridge cuts them (peft/utils.py, ParallelLinearAdapter): outputs of A are
+gathered, or summed where the frozen product is cut by its inputs, and so are their gradients backward; there outputs
+of B are gathered, too, and under sequence parallelism their gradients, unless an all-to-all puts them in order.
 
-Left out: that the first layer needs no gradient of its input, adapters of experts, and exchanges of width r.
+Left out: that the first layer needs no gradient of its input, adapters of experts.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from moemodel.model.operators.work import Kind, Pass
 _PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 _BY_INPUTS = ("proj", "fc2")  # products that tensor parallelism cuts by their inputs
 _SCALED, _ADDED = 2.0, 3.0  # tensors that these kernels read and write
+_DROPPED = 2.0  # the same of dropout, beside its mask of a byte an element (torch, native_dropout)
+_MASK_B = 1.0
+_ORDERED = (2.0, 4.0)  # of an all-to-all's copies, forward and backward (peft/utils.py, _All2AllHp2Sp: chunk, cat)
 
 
 def trained_operators(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerOp]:
@@ -53,8 +58,21 @@ def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
     m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
     inner, outer = (lora.rank, n / batch.tp) if op.target in _BY_INPUTS else (lora.rank / batch.tp, n)
     down, up = linear(m, inner, k, shares_input=True), linear(m, outer, lora.rank)
-    scaled = elementwise(m * n, _SCALED + _ADDED, (_SCALED,))
-    yield from (replace(each, parts=op.parts, mask=op.mask) for each in (down, up, scaled))
+    added = m * n
+    if op.target in _BY_INPUTS:  # each rank has its tokens, under sequence parallelism
+        added = added * batch.sequence_parallel_tokens / batch.tokens
+    kernels = [down, up, elementwise(added, _SCALED + _ADDED, (_SCALED,))]
+    if lora.dropout:
+        tensors = _DROPPED + _MASK_B / batch.element_size_B
+        kernels.append(elementwise(m * k, tensors, (tensors,)))
+    if _is_ordered(op, lora) and batch.sequence_parallel.any():
+        kernels.append(elementwise(added * batch.sequence_parallel, _ORDERED[0], (_ORDERED[1],)))
+    yield from (replace(each, parts=op.parts, mask=op.mask) for each in kernels)
+
+
+def _is_ordered(op: LayerOp, lora: Lora) -> bool:
+    """Whether an all-to-all puts an adapter's output in order."""
+    return lora.all_to_all and op.target in _BY_INPUTS
 
 
 def adapted(operators: Iterable[LayerOp], batch: MicroBatch) -> int:
@@ -76,41 +94,57 @@ def adapter_parameters(operators: Iterable[LayerOp], batch: MicroBatch) -> Float
 
 
 def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
-    """Bytes that a layer's adapters keep beside the inputs of the frozen products: their inner tensors. [P]"""
+    """Bytes that a layer's adapters keep beside the inputs of the frozen products, in whose place inputs stay that
+    dropout has left: their inner tensors, and masks of dropout. [P]"""
     lora, found = batch.framework.lora, np.zeros(batch.plans)
     if lora is None:
         return found
     for op in operators:
         if op.target in lora.targets:
-            found = found + batch.element_size_B * np.asarray(op.shape.m, dtype=np.float64) * lora.rank
+            m, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.k))
+            found = found + m * (batch.element_size_B * lora.rank + _MASK_B * lora.dropout * k)
     return found
 
 
 def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
     """Kernels that the host queues for adapters, forward and backward, beyond those of a trained layer, whose products
     have gradients of weights. [P] each."""
-    lora, forward, backward = batch.framework.lora, 0.0, 0.0
+    lora, forward, backward = batch.framework.lora, np.zeros(batch.plans), np.zeros(batch.plans)
     if lora is None:
-        return np.zeros(batch.plans), np.zeros(batch.plans)
+        return forward, backward
     for op in operators:
-        backward -= op.kind in _PRODUCTS and not op.attention_core
+        backward = backward - (op.kind in _PRODUCTS and not op.attention_core)
         if op.target in lora.targets:
-            forward, backward = forward + 4, backward + 6
-    return np.full(batch.plans, forward), np.full(batch.plans, backward)
+            forward, backward = forward + 4 + lora.dropout, backward + 6 + lora.dropout
+            if _is_ordered(op, lora):  # `cat`, and a contiguous copy for each rank (peft/utils.py, _All2AllHp2Sp)
+                forward = forward + batch.sequence_parallel
+                backward = backward + (batch.tp + 1) * batch.sequence_parallel
+    return forward, backward
 
 
 def adapter_collectives(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerComm]:
-    """What adapters exchange over tensor-parallel ranks: outputs of those behind products that are cut by their inputs
-    are gathered; without sequence parallelism inputs' gradients of the others are summed."""
+    """What adapters exchange over tensor-parallel ranks, which nothing hides: their inner tensors, and outputs of those
+    behind products that are cut by their inputs; without sequence parallelism inputs' gradients of the others."""
     lora = batch.framework.lora
     if lora is None:
         return
     for op in operators:
-        if op.target not in lora.targets:
-            continue
-        m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-        if op.target in _BY_INPUTS:
-            yield tensor_parallel(batch, "all_gather", batch.element_size_B * m * n, forward=1.0, backward=0.0)
-        else:
-            summed = 1 - batch.sequence_parallel
-            yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=summed)
+        if op.target in lora.targets:
+            yield from (replace(comm, overlap="never") for comm in _exchanged(op, lora, batch))
+
+
+def _exchanged(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerComm]:
+    m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
+    inner_B, outer_B = batch.element_size_B * m * lora.rank, batch.element_size_B * m * n
+    yield tensor_parallel(batch, "all_reduce", inner_B, forward=0.0, backward=1.0)
+    whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
+    if op.target not in _BY_INPUTS:
+        yield tensor_parallel(batch, "all_gather", inner_B, forward=1.0, backward=0.0)
+        yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=whole)
+        return
+    yield tensor_parallel(batch, "all_reduce", inner_B, forward=1.0, backward=0.0)
+    if not lora.all_to_all:
+        yield tensor_parallel(batch, "all_gather", outer_B, forward=1.0, backward=shares)
+        return
+    yield tensor_parallel(batch, "all_gather", outer_B, forward=whole, backward=0.0)
+    yield tensor_parallel(batch, "all_to_all", outer_B / batch.tp, forward=shares, backward=shares)

@@ -442,7 +442,7 @@ def gathered_again(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]
 
 def tensor_parallel(
     batch: MicroBatch,
-    collective: Literal["all_reduce", "reduce_scatter", "all_gather"],
+    collective: Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"],
     size_B: FloatArray,
     *,
     forward: FloatArray | float,
@@ -456,7 +456,7 @@ def tensor_parallel(
         size_B=size_B,
         forward=forward,
         backward=backward,
-        launch="tensor_parallel" if collective == "all_reduce" else "sequence_parallel",
+        launch="tensor_parallel" if collective in ("all_reduce", "all_to_all") else "sequence_parallel",
         forward_launches=cut * forward,
         backward_launches=cut * backward,
     )

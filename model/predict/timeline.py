@@ -153,10 +153,20 @@ class PipelineStep:
         """
         slowest_s = largest([f + b for f, b in zip(forward, backward, strict=True)])
         exposed = [
-            _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s)
+            _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s, self.hiding_passes)
             for cost, forward_s, backward_s in zip(self.costs, forward, backward, strict=True)
         ]
         return np.asarray(largest(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
+
+    @property
+    def hiding_passes(self) -> FloatArray:
+        """Passes of a micro-batch that hide what is exchanged once in a run of a schedule, [P, 1]. Where chunks of a
+        stage take turns, the parameters of the last one are needed when as many micro-batches as there are stages have
+        passed all others; the gradients of the last but one come as long before the end (Narayanan et al. 2021, section
+        2.2; Megatron-LM, core/pipeline_parallel/schedules.py: grad_sync_func, param_sync_func)."""
+        plans = self.plans
+        before = np.minimum(plans.pp, plans.scheduled) * (1 - 1 / plans.virtual_stages)
+        return np.asarray(np.where(plans.zero_stage <= 1, np.maximum(before, 1.0), 1.0)[:, None])
 
     def _passes_s(
         self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
@@ -326,17 +336,19 @@ def _late_step_s(device_s: FloatArray, cost: StageCost) -> FloatArray:
 
 
 def _exposed_of_step_s(
-    cost: StageCost, forward_s: FloatArray, backward_s: FloatArray, idle_s: FloatArray
+    cost: StageCost, forward_s: FloatArray, backward_s: FloatArray, idle_s: FloatArray, hiding: FloatArray
 ) -> FloatArray:
-    """What passes of a micro-batch, and the time between them, do not hide of the exchange over data-parallel ranks
-    (see `step.data_parallel`). What is idle hides what comes with either pass, but only once."""
+    """What passes of a micro-batch, `hiding` of them where one would, and the time between them, do not hide of the
+    exchange over data-parallel ranks (see `step.data_parallel`). What is idle hides what comes with either pass, but
+    only once."""
     exchange = cost.step_exchange
     windows_s = (forward_s, backward_s)
     if not exchange.beside_all:
         windows_s = (_free_s(forward_s, cost.forward_exchange), _free_s(backward_s, cost.backward_exchange))
     behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * windows_s[0]
     behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * windows_s[1]
-    passes_forward, passes_backward = exchange.forward_passes[:, None], exchange.backward_passes[:, None]
+    passes_forward = hiding * exchange.forward_passes[:, None]
+    passes_backward = hiding * exchange.backward_passes[:, None]
     hidden_forward_s = _overlapped_s(exchange.forward, passes_forward * (behind_forward_s + idle_s))
     hidden_backward_s = _overlapped_s(exchange.backward, passes_backward * (behind_backward_s + idle_s))
     together_s = hidden_forward_s / passes_forward + hidden_backward_s / passes_backward

@@ -12,6 +12,9 @@ buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit 
     ZeRO 3   the same, and parameters are gathered for the forward and again, but for the ends, for the backward pass of
              every micro-batch; also in a pipeline
 
+Where chunks of a stage take turns, what ZeRO 0 and 1 exchange once is hidden by more passes than one: all but those of
+the chunk that begins (`predict.timeline`, `hiding_passes`).
+
 Where a plan says how many parameters a bucket has (`bucket_parameters`), buckets take the place of layers.
 
 (Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP

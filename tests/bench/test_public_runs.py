@@ -49,7 +49,8 @@ def plans(tmp_path: Path) -> Path:
 
 
 def answers(run_bench: Run, plans: Path, *options: str) -> dict[str, Any]:
-    done = run_bench("public_runs.py", "--json", "--cases", plans, "--data", plans / "none", *options)
+    asked = ("--only", "cases", "group")
+    done = run_bench("public_runs.py", "--json", *asked, "--cases", plans, "--data", plans / "none", *options)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -72,11 +73,16 @@ def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_b
 
 
 def test_without_data_what_lies_in_the_repository_is_left(run_bench: Run, tmp_path: Path) -> None:
-    assert set(groups(tmp_path / "none", tmp_path / "no")) == {
+    there = groups(tmp_path / "none", tmp_path / "no")
+    assert set(there) == {
         "torchtitan-h200",
+        "transformers-h200",
+        "deepspeed-h200",
         "foundry-a100",
         "foundry-a100-40gb",
+        "mlperf-v4-v5",
     }
+    assert all(read() for read in there.values())
     found = answers(run_bench, tmp_path / "no", "--only", "foundry-a100")["foundry-a100"]  # and what begins so
     assert (found["rows"], found["timed"], found["refused"], found["not_read"]) == (59, 59, 0, 0)
 
@@ -84,7 +90,7 @@ def test_without_data_what_lies_in_the_repository_is_left(run_bench: Run, tmp_pa
 def test_groups_that_are_not_there_are_named(run_bench: Run, tmp_path: Path) -> None:
     done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none", "--only", "golden")
     assert done.returncode == 2
-    assert "found golden; allowed: torchtitan-h200, foundry-a100" in done.stderr
+    assert "found golden; allowed: torchtitan-h200, transformers-h200" in done.stderr
 
 
 @needs_data

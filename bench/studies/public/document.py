@@ -23,6 +23,7 @@ SAID: dict[str, str] = {
     "bridge-experts": "Megatron-Bridge, experts, 8 to 1,024 H100",
     "bridge-blackwell": "Megatron-Bridge on B200, B300, GB200 and GB300",
     "mlperf": "MLPerf Training 3.1 and 5.1, H100 and H200, fp8",
+    "mlperf-v4-v5": "MLPerf Training 4.0, 4.1 and 5.0, H100, H200, B200, GB200 and L40S, fp8",
     "gh200": "Sailor, OPT-350M, 4 to 128 GH200; memory as nvidia-smi has it",
     "nanotron": "Nanotron, two models, 8 to 512 H100; memory reserved",
     "b200": "Megatron-LM on eight B200 (SimuMax), every stage's memory",

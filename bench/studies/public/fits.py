@@ -39,6 +39,7 @@ from studies.runs import rates_changed
 _SOURCES: dict[str, str] = {
     **dict.fromkeys(("g1-", "cases"), "Selene, and single runs of all"),
     **dict.fromkeys(("g5-", "foundry"), "llm-foundry"),
+    **dict.fromkeys(("mlperf",), "MLPerf Training"),
     **dict.fromkeys(("g8-", "mem-bridge", "bridge"), "Megatron-LM and Megatron-Bridge"),
 }
 _OF_THE_HOST = ("golden",)  # small models, whose times are mostly the host's and say nothing of rates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from moemodel.model.plan.stage_layers import EndSlots
 from studies.public.b200 import B200, b200
 from studies.public.bridge import bridge
 from studies.public.golden import GOLDEN, golden
-from studies.public.mlperf import mlperf
+from studies.public.mlperf import mlperf, mlperf_v4_v5
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import group
 from studies.public.run import PublicRun
 from studies.public.tables import SAILOR, foundry_a100, fsdp, sailor
 from studies.runs import BRIDGE, FSDP, MLPERF
 
+MEASURED = Path(__file__).parents[3] / "bench" / "measured"
 BRIDGE_TABLE = """\
 release,mode,model,gpus,precision,gbs,mbs,seq,fsdp,tp,pp,cp,vp,ep,tok_s_gpu
 26.06 NeMo Container,Pre-Training Performance,LLAMA3_70B,64,FP8,128,1,8192,,4,8,1,5,n/a,1600
@@ -46,12 +48,13 @@ Sharding Strategy,Activation Checkpointing
 9b,2048,8,a100_80gb,4,64,10000,amp_bf16,SHARD_GRAD_OP,False
 """
 MLPERF_TABLE = """\
-submitter,system,nodes,acc_per_node,accelerator,benchmark,gbs,seq,stat_key,median
-A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,5.0
-A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,7.0
-A,one,8,8,NVIDIA H100,flux1,128,2048,train_step_timing,5.0
-Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,16.0
-Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,20.0
+round,submitter,system,nodes,acc_per_node,accelerator,benchmark,gbs,seq,stat_key,median
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100,gpt3,128,2048,train_step_time,5.0
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100,gpt3,128,2048,train_step_time,7.0
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100,flux1,128,2048,train_step_timing,5.0
+v5.1,Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,16.0
+v5.1,Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,20.0
+v5.2,Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,20.0
 """
 SAILOR_TABLE = """\
 dp,tp,pp,micro_batch,global_batch,sequence_length,iteration_s,peak_memory_B
@@ -106,16 +109,45 @@ def test_other_tables(tmp_path: Path) -> None:
     known, unknown = fsdp(written(tmp_path, FSDP, FSDP_TABLE), "amp_bf16")
     assert (plan_of(known).parallel.zero_stage, plan_of(known).recompute) == (3, "full")
     assert not unknown.is_read
-    submitted, other, tuned = mlperf(written(tmp_path, MLPERF, MLPERF_TABLE))
+    (run,) = sailor(written(tmp_path, f"{SAILOR}/gpt_neo_2_7b.csv", SAILOR_TABLE))
+    assert (plan_of(run).cluster.gpus, run.of_memory) == (8, "device")
+
+
+def test_mlperf_runs_are_read_by_their_own_settings(tmp_path: Path) -> None:
+    submitted, other, tuned, later = mlperf(written(tmp_path, MLPERF, MLPERF_TABLE))
     assert submitted.time_s == (6.0,)
-    assert not other.is_read
+    assert (plan_of(submitted).parallel.virtual_stages, plan_of(submitted).fp8_recipe) == (12, "delayed")
+    assert not other.is_read  # of another model
+    assert not later.is_read  # of a round without settings
     assert tuned.time_s == pytest.approx((8 / 18,))
     adapters, degrees = plan_of(tuned).lora, plan_of(tuned).parallel
     assert adapters is not None
     assert (adapters.rank, adapters.targets, degrees.tp, degrees.cp, degrees.dp) == (16, ("qkv", "proj"), 4, 2, 8)
     assert (plan_of(tuned).sequence_length, plan_of(tuned).cluster.internode) == (8192, "ethernet-400g")
-    (run,) = sailor(written(tmp_path, f"{SAILOR}/gpt_neo_2_7b.csv", SAILOR_TABLE))
-    assert (plan_of(run).cluster.gpus, run.of_memory) == (8, "device")
+    assert plan_of(tuned).cuda_graphs
+
+
+def test_mlperf_runs_that_are_kept_here() -> None:
+    """Each once, with the batch that its log states out of the micro-batches of its configuration."""
+    runs = mlperf_v4_v5()
+    assert len({run.label for run in runs}) == len(runs) == 116
+    kept = [run for run in runs if run.is_read]
+    assert len(kept) == 103
+    logged = {run.label: accumulated for run, accumulated in zip(runs, _accumulated(), strict=True)}
+    for run in kept:
+        plan = plan_of(run)
+        assert plan.parallel.dp * plan.micro_batch * logged[run.label] == plan.global_batch, run.label
+        assert run.time_s[0] > 0
+    gb200 = next(plan_of(run) for run in kept if "tyche_ngpu512_ngc25.04_nemo" in run.label)
+    assert (gb200.cluster.gpu, gb200.cluster.gpus_per_node) == ("gb200-186gb", 64)
+
+
+def _accumulated() -> list[int]:
+    """Gradient accumulation steps of each system, as its logs state them."""
+    text = (MEASURED / "mlperf-v4-v5.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    names = ("round", "submitter", "system", "benchmark")
+    return list({tuple(row[name] for name in names): int(row["grad_accum"]) for row in rows}.values())
 
 
 def test_of_llm_foundrys_a100_tables_the_runs_of_2023_are_read() -> None:

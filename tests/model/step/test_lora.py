@@ -21,13 +21,14 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.step.system import framework_as_run, system_of
-from moemodel.model.step.volumes import step_volumes
+from moemodel.model.step.volumes import StepVolumes, step_volumes
 
 MakePlan = Callable[..., Plan]
 
 # Llama 3 8B: 32 layers of width 4096, 4096 + 2 x 1024 outputs of attention's inputs, feed-forward blocks of 14336
 LAYERS, H, QKV, F = 32, 4096, 4096 + 2 * 1024, 14336
 FUSED = {"qkv": H + QKV, "proj": 2 * H, "fc1": H + 2 * F, "fc2": F + H}
+TOKENS = 2048
 APART = FUSED | {"qkv": 3 * H + QKV, "fc1": 2 * (H + F)}
 
 
@@ -52,6 +53,18 @@ def found(plan: Callable[..., Plan], calibration: Calibration) -> Callable[..., 
     def make(lora: dict[str, Any] | None, **others: Any) -> Prediction:
         made = plan(lora, **others)
         return predict(architecture_of(made), batch_of(made), system_of(made, calibration))
+
+    return make
+
+
+@pytest.fixture
+def volumes(plan: Callable[..., Plan], calibration: Calibration) -> Callable[..., StepVolumes]:
+    """Of a step of four micro-batches."""
+
+    def make(**lora: Any) -> StepVolumes:
+        parallel = lora.pop("parallel", {})
+        made = plan({"rank": 16} | lora, parallel=parallel)
+        return step_volumes(architecture_of(made), batch_of(made), system_of(made, calibration))
 
     return make
 
@@ -127,6 +140,42 @@ def test_inputs_that_nobody_needs_are_not_kept(found: Callable[..., Prediction])
     assert kept[0] - kept[1] == pytest.approx(less_B, rel=0.05)
 
 
+def test_dropout_reads_and_writes_inputs_and_its_mask(
+    volumes: Callable[..., StepVolumes], found: Callable[..., Prediction]
+) -> None:
+    """Five bytes of an element either way; the mask stays, a byte."""
+    elements = LAYERS * TOKENS * 2 * H  # inputs of attention, and of its output's product
+    lora = {"targets": ["qkv", "proj"]}
+    moved_B = [volumes(**lora, dropout=drops).memory_traffic_B[0] for drops in (False, True)]
+    assert moved_B[1] - moved_B[0] == pytest.approx(4 * 2 * 5 * elements)
+    kept = [found({"rank": 16, "dropout": d} | lora).memory_terms_B["activations"][0] for d in (False, True)]
+    assert kept[1] - kept[0] == pytest.approx(elements, rel=0.01)
+
+
+@pytest.mark.parametrize(("target", "sums"), [("qkv", 1 + 2), ("proj", 2 + 2)])
+def test_inner_tensors_are_gathered_or_summed_over_ranks(
+    target: str, sums: int, volumes: Callable[..., StepVolumes]
+) -> None:
+    """By rings, once either way: an all-gather sends each rank's (t - 1)/t, an all-reduce twice as much."""
+    sharded = {"tp": 4, "sequence_parallel": True}
+    sent_B = [volumes(rank=r, targets=[target], parallel=sharded).sent_B["tp"][0] for r in (16, 48)]
+    assert sent_B[1] - sent_B[0] == pytest.approx(4 * LAYERS * sums * 3 / 4 * 2 * TOKENS * (48 - 16))
+
+
+def test_an_all_to_all_sends_a_rank_its_tokens_alone(volumes: Callable[..., StepVolumes]) -> None:
+    """A tp-th of what all ranks gather, forward and backward; without sequence parallelism outputs are gathered,
+    forward alone, whatever is asked."""
+    output_B = 3 / 4 * 2 * TOKENS * H
+
+    def sent_B(*, shares: bool, ordered: bool) -> float:
+        sharded = {"tp": 4, "sequence_parallel": shares}
+        return float(volumes(targets=["proj"], all_to_all=ordered, parallel=sharded).sent_B["tp"][0])
+
+    saved_B = sent_B(shares=True, ordered=False) - sent_B(shares=True, ordered=True)
+    assert saved_B == pytest.approx(4 * LAYERS * 2 * (output_B - output_B / 4))
+    assert sent_B(shares=False, ordered=False) == pytest.approx(sent_B(shares=False, ordered=True))
+
+
 def test_llama_70b_on_eight_h100() -> None:
     """Megatron-Bridge, docs/performance-summary-archive.md, 26.02: FP8, LoRA of linear_qkv, 2,643 tokens/s of a GPU
     (1.61 times those of full fine-tuning on 32)."""
@@ -164,12 +213,13 @@ def test_what_is_refused(lora: dict[str, Any], says: str, plan_of: MakePlan) -> 
 
 
 def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Prediction]) -> None:
-    """Of two gathers of a forward pass the one before the products of attention's inputs."""
+    """Of two gathers of a forward pass the one before the products of attention's inputs, or both."""
     parallel = {"tp": 2, "sequence_parallel": True}
 
     def exposed_s(*targets: str) -> float:
-        lora, changes = {"rank": 16, "targets": targets}, {"parallel": parallel, "sequence_length": 8192}
+        lora = {"rank": 16, "targets": targets} if targets else None
+        changes = {"parallel": parallel, "sequence_length": 8192}
         shown, hidden = (found(lora, tp_comm_overlap=o, **changes).exposed_communication_s[0] for o in (False, True))
         return float(hidden / shown)
 
-    assert exposed_s("proj") < exposed_s("qkv") < exposed_s("qkv", "fc1") < 1
+    assert exposed_s() < exposed_s("qkv") < exposed_s("qkv", "fc1") < 1

@@ -21,6 +21,7 @@ from moemodel.model.frameworks.megatron_lm import (
     TRANSFORMER_ENGINE_HOST,
 )
 from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.megatron_arguments import megatron_run
@@ -139,6 +140,11 @@ def test_a_ring_of_two_has_two_blocks_a_layer(tmp_path: Path) -> None:
     found = host_s(tmp_path, ring) - host_s(tmp_path, ring, ring_calls=(0.0, 0.0))
     one = host_s(tmp_path, ring, pass_calls=1.0) - host_s(tmp_path, ring, pass_calls=0.0)
     assert found == pytest.approx(12 * 2 * np.array(RING_CALLS) * one)
+
+
+def test_megatron_core_runs_the_same_ring() -> None:
+    """The code around the ring is Transformer Engine's under either."""
+    assert framework_of("megatron-core").ring_calls == framework_of("megatron").ring_calls == RING_CALLS
 
 
 def test_latent_attention_has_kernels_beside_the_plain_layers(tmp_path: Path) -> None:
