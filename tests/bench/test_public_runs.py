@@ -64,15 +64,15 @@ def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
     assert found["group"]["mape"] >= abs(found["group"]["signed"])
 
 
-def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_bench: Run, plans: Path) -> None:
-    done = run_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
+def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(rerun_bench: Run, plans: Path) -> None:
+    done = rerun_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
     line = next(line for line in done.stdout.splitlines() if line.strip().startswith("large"))
     assert "0.5 s" in line  # 64 x 2048 tokens by 8 GPUs at 32768 tokens/s each
     assert "as recompute none" in line
 
 
-def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
-    done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
+def test_nothing_to_do_without_data(rerun_bench: Run, tmp_path: Path) -> None:
+    done = rerun_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
     assert done.returncode == 0
     assert done.stdout.startswith("skipped")
 
