@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-Bench = Callable[..., subprocess.CompletedProcess[str]]
+Started = Callable[..., subprocess.CompletedProcess[str]]
 Figures = Callable[..., dict[str, Any]]
 
 
-def _figures(bench: Bench) -> Figures:
+def _figures(bench: Started) -> Figures:
     def run(script: str, *arguments: str | Path) -> dict[str, Any]:
         done = bench(script, "--json", *arguments)
         assert done.returncode == 0, done.stderr
@@ -27,13 +27,13 @@ def _figures(bench: Bench) -> Figures:
 
 
 @pytest.fixture(scope="session")
-def figures(run_bench: Bench) -> Figures:
+def figures(run_bench: Started) -> Figures:
     """What `python bench/SCRIPT --json ...` prints: one JSON object and nothing else."""
     return _figures(run_bench)
 
 
 @pytest.fixture(scope="session")
-def figures_again(rerun_bench: Bench) -> Figures:
+def figures_again(rerun_bench: Started) -> Figures:
     """The same without a process, of a script that another test starts."""
     return _figures(rerun_bench)
 
