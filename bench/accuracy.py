@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moemodel.calibration.fit.calibration import calibrate_profile
+from moemodel.calibration.fit.calibration import held_out_errors
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.calibration.store.profile_reader import Profile, read_profile, read_table
@@ -217,7 +217,7 @@ def main() -> None:
     found = compare(_rows(measured), calibration)
     others = [(runs, _compared(arguments.gpu + runs.folder, calibration)) for runs in OTHERS]
     profiles = _ROOT / "calibrate" / "profiles"
-    _, errors = calibrate_profile(*(profiles / f"{arguments.gpu}-{which}" for which in PROFILES))
+    errors = held_out_errors(*(profiles / f"{arguments.gpu}-{which}" for which in PROFILES))
     arguments.output.write_text(report(found, others, errors, calibration, measured), encoding="utf-8")
     result = figures(found, others, errors)
     if arguments.json:

@@ -10,6 +10,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 import gc
 import importlib.util
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,12 @@ from moemodel.model.records.calibration import (
     ThermalFit,
 )
 from moemodel.model.step.system import System, system_of
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the tests of it, and what they start, though a shell that starts `make test &` ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -205,8 +205,9 @@ def _used(where: str) -> dict[str, list[str]]:
     )
     found: dict[str, list[str]] = {}
     for path in sorted(files):
+        file = path.relative_to(ROOT).as_posix()
         for name, line in _used_in(path):
-            found.setdefault(name, []).append(f"{path.relative_to(ROOT).as_posix()}:{line}")
+            found.setdefault(name, []).append(f"{file}:{line}")
     return found
 
 

@@ -214,8 +214,20 @@ def fit_operator(data: Observations, chip: RooflineChip, source: str) -> tuple[O
     p, known = _analytic(data, chip), data.shapes > 1
     errors = _held_out(data, chip) if known else _log_ratio(p, data, chip)  # a lone shape's, from its own
     fit = _fit(data, chip, p, source, log_error=_spread(errors) if known else _ONE_SHAPE_LOG_ERROR)
+    return fit, _summary(data, errors)
+
+
+def held_out_error(data: Observations, chip: RooflineChip) -> HeldOut:
+    """The error of an operator on held-out shapes alone, as `fit_operator` measures it."""
+    data = _with_clock(data, chip)
+    lone = data.shapes == 1
+    return _summary(data, _log_ratio(_analytic(data, chip), data, chip) if lone else _held_out(data, chip))
+
+
+def _summary(data: Observations, errors: FloatArray) -> HeldOut:
+    """Of log(predicted / measured)."""
     absolute = np.abs(np.expm1(errors))
-    summary = HeldOut(
+    return HeldOut(
         kind=data.kind,
         direction=data.direction,
         shapes=data.shapes,
@@ -224,7 +236,6 @@ def fit_operator(data: Observations, chip: RooflineChip, source: str) -> tuple[O
         p90=float(np.quantile(absolute, 0.9)),
         worst=float(absolute.max()),
     )
-    return fit, summary
 
 
 def _with_clock(data: Observations, chip: RooflineChip) -> Observations:

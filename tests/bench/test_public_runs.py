@@ -65,14 +65,14 @@ def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
     assert found["group"]["mape"] >= abs(found["group"]["signed"])
 
 
-def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_bench: Run, plans: Path) -> None:
-    done = run_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
+def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(rerun_bench: Run, plans: Path) -> None:
+    done = rerun_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
     line = next(line for line in done.stdout.splitlines() if line.strip().startswith("large"))
     assert "0.5 s" in line  # 64 x 2048 tokens by 8 GPUs at 32768 tokens/s each
     assert "as recompute none" in line
 
 
-def test_without_data_what_lies_in_the_repository_is_left(run_bench: Run, tmp_path: Path) -> None:
+def test_without_data_what_lies_in_the_repository_is_left(rerun_bench: Run, tmp_path: Path) -> None:
     there = groups(tmp_path / "none", tmp_path / "no")
     assert set(there) == {
         "torchtitan-h200",
@@ -83,12 +83,12 @@ def test_without_data_what_lies_in_the_repository_is_left(run_bench: Run, tmp_pa
         "mlperf-v4-v5",
     }
     assert all(read() for read in there.values())
-    found = answers(run_bench, tmp_path / "no", "--only", "foundry-a100")["foundry-a100"]  # and what begins so
+    found = answers(rerun_bench, tmp_path / "no", "--only", "foundry-a100")["foundry-a100"]  # and what begins so
     assert (found["rows"], found["timed"], found["refused"], found["not_read"]) == (59, 59, 0, 0)
 
 
-def test_groups_that_are_not_there_are_named(run_bench: Run, tmp_path: Path) -> None:
-    done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none", "--only", "golden")
+def test_groups_that_are_not_there_are_named(rerun_bench: Run, tmp_path: Path) -> None:
+    done = rerun_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none", "--only", "golden")
     assert done.returncode == 2
     assert "found golden; allowed: torchtitan-h200, transformers-h200" in done.stderr
 

@@ -50,6 +50,9 @@ INSTEAD: dict[str, str] = {
     "moemodel profile --gpu replay:FILE": "! moemodel profile --gpu replay:FILE",
     # a search of half a million plans takes 15 s: one of the same document with few choices
     "moemodel optimize search.yaml": "moemodel optimize small.yaml",
+    # the same figures that `moemodel compare RUNS` draws before them
+    "moemodel compare RUNS -o comparison": "moemodel compare RUNS -o comparison --no-figures",
+    "moemodel compare RUNS -o comparison --json": "moemodel compare RUNS -o comparison --json --no-figures",
     # any name: one that there is
     "moemodel gpus NAME": "moemodel gpus h200",
     "moemodel profile --gpu NAME -o DIR": "moemodel profile --gpu sim:h100 --sections host -o DIR",

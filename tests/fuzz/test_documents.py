@@ -124,7 +124,7 @@ def test_plans(folder: Path, calibration_path: Path, examples: int) -> None:
             "predict", "fuzzed.yaml", "--even-if-it-does-not-fit", "--calibration", str(calibration_path), *form
         )
 
-    fuzz(yaml_documents([PLAN, wide | {"parallel": {"dp": 8, "ep": 4}}]), folder, check, examples or 300)
+    fuzz(yaml_documents([PLAN, wide | {"parallel": {"dp": 8, "ep": 4}}]), folder, check, examples or 150)
 
 
 def test_searches(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -144,7 +144,7 @@ def test_clusters(folder: Path, calibration_path: Path, examples: int) -> None:
         (folder / "cluster.yaml").write_bytes(content)
         return runs("predict", "plan.yaml", "--calibration", str(calibration_path), "--json")
 
-    fuzz(yaml_documents([CLUSTER]), folder, check, examples or 180)
+    fuzz(yaml_documents([CLUSTER]), folder, check, examples or 90)
 
 
 def test_nccl_tests(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -157,7 +157,7 @@ def test_nccl_tests(folder: Path, calibration_path: Path, examples: int) -> None
         read = reads(lambda: read_nccl_test(folder / "all_reduce.txt"))
         return runs("predict", "plan.yaml", "--calibration", str(calibration_path), "--json") if read else False
 
-    fuzz(texts([NCCL]), folder, check, examples or 200)
+    fuzz(texts([NCCL]), folder, check, examples or 100)
 
 
 def test_configs(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -173,7 +173,7 @@ def test_configs(folder: Path, calibration_path: Path, examples: int) -> None:
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path))
         return runs("predict", "plan.yaml", "--json", *options)
 
-    fuzz(json_documents(bases), folder, check, examples or 220)
+    fuzz(json_documents(bases), folder, check, examples or 110)
 
 
 def test_gpus(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -187,7 +187,7 @@ def test_gpus(folder: Path, calibration_path: Path, examples: int) -> None:
             return runs("gpus", "gpu.json")
         return runs("predict", "plan.yaml", "--calibration", str(calibration_path), "--json")
 
-    fuzz(json_documents([base]), folder, check, examples or 180)
+    fuzz(json_documents([base]), folder, check, examples or 90)
 
 
 def test_calibrations(folder: Path, calibration: Calibration, examples: int) -> None:
@@ -220,7 +220,7 @@ def test_calibrations(folder: Path, calibration: Calibration, examples: int) -> 
         form = ["--json"] if len(content) % 4 else []
         return runs("predict", "plan.yaml", "--calibration", "fuzzed.json", *form)
 
-    fuzz(json_documents([few]), folder, check, examples or 170)
+    fuzz(json_documents([few]), folder, check, examples or 85)
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_search_results(folder: Path, search_result: dict[str, Any], examples: i
         (folder / "fuzzed.json").write_bytes(content)
         return reads(lambda: read(folder / "fuzzed.json"))
 
-    fuzz(json_documents([search_result]), folder, check, examples or 170)
+    fuzz(json_documents([search_result]), folder, check, examples or 85)
 
 
 def _report(calibration: Calibration) -> Report:
@@ -269,7 +269,7 @@ def test_reports(folder: Path, calibration: Calibration, examples: int) -> None:
         (folder / "report.json").write_bytes(content)
         return reads(lambda: read(folder / "report.json"))
 
-    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples or 220)
+    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples or 110)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs the extra calibrate")
@@ -303,7 +303,7 @@ def test_profiles(folder: Path, examples: int) -> None:
         (folder / "profile" / "manifest.json").write_bytes(content)
         return reads(lambda: read_profile(folder / "profile"))
 
-    fuzz(json_documents([base]), folder, check, examples or 120)
+    fuzz(json_documents([base]), folder, check, examples or 60)
 
 
 def test_names(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -321,7 +321,7 @@ def test_names(folder: Path, calibration_path: Path, examples: int) -> None:
             )
         return runs(command, "--", given)
 
-    fuzz(name.map(lambda text: text.encode("utf-8", errors="surrogatepass")), folder, check, examples or 150)
+    fuzz(name.map(lambda text: text.encode("utf-8", errors="surrogatepass")), folder, check, examples or 75)
 
 
 def as_json(documents: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
@@ -342,7 +342,7 @@ def test_plans_of_all_sizes(folder: Path, calibration_path: Path, examples: int)
         return runs("predict", "fuzzed.yaml", *options)
 
     sizes = {name: _heads_and_experts(name) for name in FAMILIES}
-    fuzz(as_json(legal_plans(PLAN, sizes)), folder, check, examples or 60, damaged=False)
+    fuzz(as_json(legal_plans(PLAN, sizes)), folder, check, examples or 30, damaged=False)
 
 
 def test_calibrations_of_all_sizes(folder: Path, calibration: Calibration, examples: int) -> None:
@@ -350,7 +350,7 @@ def test_calibrations_of_all_sizes(folder: Path, calibration: Calibration, examp
         (folder / "fuzzed.json").write_bytes(content)
         return runs("predict", "plan.yaml", "--calibration", "fuzzed.json", "--json")
 
-    fuzz(as_json(scaled([json.loads(calibration.model_dump_json())])), folder, check, examples or 60)
+    fuzz(as_json(scaled([json.loads(calibration.model_dump_json())])), folder, check, examples or 30)
 
 
 def test_gpus_of_all_sizes(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -364,7 +364,7 @@ def test_gpus_of_all_sizes(folder: Path, calibration_path: Path, examples: int) 
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path), "--json")
         return runs("predict", "plan.yaml", *options)
 
-    fuzz(as_json(scaled(bases)), folder, check, examples or 60)
+    fuzz(as_json(scaled(bases)), folder, check, examples or 30)
 
 
 def test_configs_of_all_sizes(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -378,4 +378,4 @@ def test_configs_of_all_sizes(folder: Path, calibration_path: Path, examples: in
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path), "--json")
         return runs("predict", "plan.yaml", *options) and runs("models", "config.json")
 
-    fuzz(as_json(scaled(bases)), folder, check, examples or 60)
+    fuzz(as_json(scaled(bases)), folder, check, examples or 30)

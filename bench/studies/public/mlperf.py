@@ -26,11 +26,11 @@ _MEASURED = Path(__file__).parents[2] / "measured"
 _RESULTS, _SETTINGS = "mlperf-v4-v5.csv", "mlperf-settings.csv"
 _RUN = ("round", "submitter", "system", "benchmark")
 
+LORA = "llama2_70b_lora"
 # what a benchmark trains, and what of it no configuration may choose: account_for_embedding_in_pipeline_split, and of
 # the loss; adapters of rank 16 on attention's products (conf/megatron_gpt_peft_tuning_config.yaml: adapter_dim,
 # target_modules; adapter_dropout 0.1; LORA_A2A in all submissions), packed sequences without bounds
 # (packed_sequence_return_cu_seqlen)
-LORA = "llama2_70b_lora"
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "gpt3": {"architecture": "gpt3-mlperf"},
     "llama31_405b": {"architecture": "llama-3.1-405b", "stage_layers": {"embedding": 1, "head": 1}},

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moemodel.calibration.fit.calibration import calibrate_profile
+from moemodel.calibration.fit.calibration import calibrate_profile, held_out_errors
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.calibration.store.profile_reader import read_profile, read_table
@@ -223,8 +223,17 @@ def test_what_ships_names_the_profile_that_it_is_of(calibration: Calibration) ->
 
 
 @pytest.fixture(scope="module")
-def sparse(small_profile: Path) -> Calibration:
-    return calibrate_profile(small_profile)[0]
+def sparsely_fitted(small_profile: Path) -> Fitted:
+    return calibrate_profile(small_profile)
+
+
+@pytest.fixture(scope="module")
+def sparse(sparsely_fitted: Fitted) -> Calibration:
+    return sparsely_fitted[0]
+
+
+def test_errors_on_held_out_shapes_alone_are_those_of_the_fit(small_profile: Path, sparsely_fitted: Fitted) -> None:
+    assert held_out_errors(small_profile) == sparsely_fitted[1]
 
 
 def test_too_few_loads_give_no_power_model_and_say_so(sparse: Calibration) -> None:

@@ -79,10 +79,11 @@ class Sample:
         return found
 
     def share(self, number: int, of: int) -> BoolArray:
-        """One of so many shares of the plans, of other pipelines in each, which are laid out one by one; all plans
-        where there are fewer pipelines."""
+        """One of so many shares of the plans, of other pipelines in each, which are laid out one by one; of as many as
+        there are pipelines, where these are fewer, and all plans where they are one or two."""
         first, pipeline = distinct_rows([self.plans.pp, self.plans.virtual_stages])
-        return np.asarray((pipeline % of == number % of) | (len(first) < of))
+        shares = min(of, len(first))
+        return np.asarray((pipeline % shares == number % shares) | (shares < 3))
 
     def on(self, system: System, rows: BoolArray) -> Prediction:
         """Some of the plans on another system."""
@@ -233,13 +234,13 @@ def test_more_power_is_never_slower(samples: list[Sample]) -> None:
 def test_more_bandwidth_is_never_slower(samples: list[Sample]) -> None:
     """The pipelines of a sample are asked for one link each, in turns, since a system of its own is predicted anew.
 
-    That is half of the plans for each link, among which are every value of every column, every architecture and every
-    software, and of 100 pairs of these that all plans have 96.
+    That is four plans in ten for each link, among which are every architecture, every software and every value of
+    every column (but one of dp for one link), and of 100 pairs of values that all plans have 95.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
         for turn, (name, factor) in enumerate((("nic_Bps", 0.5), ("node_Bps", 0.5), ("nic_latency_s", 4.0))):
-            network, rows = sample.system.network, sample.share(turn + sample.number, of=3)
+            network, rows = sample.system.network, sample.share(turn + sample.number, of=6)
             worse = replace(network, **{name: factor * getattr(network, name)})
             if rows.any():
                 found = sample.on(replace(sample.system, network=worse), rows)
@@ -330,7 +331,7 @@ def test_intervals_widen_outside_the_clocks_that_were_measured(samples: list[Sam
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
-        calibration, rows = sample.system.calibration, sample.share(sample.number, of=4)
+        calibration, rows = sample.system.calibration, sample.share(sample.number, of=8)
         if not rows.any():
             return
         everywhere = calibration.model_copy(update={"clock_measured_Hz": (1e6, 1e10)})

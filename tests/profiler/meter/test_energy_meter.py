@@ -23,7 +23,7 @@ from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice
-from moemodel.profiler.meter import device_meter
+from moemodel.profiler.meter import device_meter, energy_meter
 from moemodel.profiler.meter.device_meter import CudaEventTimer
 from moemodel.profiler.meter.energy_meter import Meter, open_devices
 
@@ -36,8 +36,54 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+class HostClock:
+    """The host's clock in a loop that only sleeps: it moves by what is slept, and by nothing that the machine does.
+
+    What else reads a clock does so meanwhile, whenever it is due: it takes the place of the meter's thread.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        self._watched: list[Any] = []
+        self._chore_s = math.inf
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(energy_meter, "_now_s", lambda: self.now_s)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+        monkeypatch.setattr(energy_meter, "CounterWatch", self._watch)
+
+    def sleep(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while (due_s := min([self._chore_s, *(each.due_s for each in self._watched)])) <= end_s:
+            self.now_s = max(self.now_s, due_s)
+            for each in self._watched:
+                if each.due_s <= self.now_s:
+                    each.read()
+            if self._chore_s <= self.now_s:
+                self._chore()
+                self._chore_s = self.now_s + 1.0
+        self.now_s = end_s
+
+    def _watch(self, watched: list[Any], chore: Callable[[], None]) -> HostClock:
+        self._watched, self._chore, self.error = watched, chore, None
+        return self
+
+    def start(self) -> None:
+        self._chore_s = self.now_s + 1.0
+        self.sleep(0.0)
+
+    def stop(self) -> None:
+        self._watched, self._chore_s = [], math.inf
+        self._chore()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HostClock:
+    """In place of the machine's."""
+    return HostClock(monkeypatch)
+
+
 class Heater:
-    """A device whose power the test sets; its counter ticks every 100 ms of real time."""
+    """A device whose power the test sets; its counter ticks every 100 ms."""
 
     def __init__(self, name: str = "heater", tick_s: float = TICK_S) -> None:
         self.info = DeviceInfo(name=name, vendor="cpu", memory_B=1)
@@ -82,6 +128,7 @@ def test_it_is_public() -> None:
     assert moemodel.Meter is Meter
 
 
+@pytest.mark.usefixtures("clock")
 def test_times_powers_and_energies(tmp_path: Path) -> None:
     random.seed(0)
     heater = Heater()
@@ -91,17 +138,17 @@ def test_times_powers_and_energies(tmp_path: Path) -> None:
         took_s = time.perf_counter() - begin_s
     device = meter.summary().devices[0]
     assert device.steps == 70
-    assert device.step_time_s == pytest.approx(took_s / 70, rel=0.05)
+    assert device.step_time_s == pytest.approx(took_s / 70)
     assert device.step_time_standard_error_s is not None
     forward, backward = device.phases["forward"], device.phases["backward"]
     assert (forward.calls, backward.calls) == (70, 70)
     assert forward.time_s + backward.time_s <= took_s
-    assert forward.power_W == pytest.approx(300, rel=0.15)  # in real time, on a machine that may be busy
-    assert backward.power_W == pytest.approx(700, rel=0.08)
+    assert forward.power_W == pytest.approx(300, rel=0.02)
+    assert backward.power_W == pytest.approx(700, rel=0.01)
     assert backward.energy_J == pytest.approx((backward.power_W or 0) * backward.time_s)
     assert device.energy_source == "counter"
     assert device.energy_J == pytest.approx((device.power_W or 0) * device.duration_s)
-    assert (device.step_energy_J or 0) * 70 == pytest.approx(device.energy_J, rel=0.15)
+    assert (device.step_energy_J or 0) * 70 == pytest.approx(device.energy_J, rel=0.05)
     assert not heater.closed  # it is the caller's
 
 
@@ -156,6 +203,7 @@ def test_several_devices() -> None:
     assert summary.energy_J == pytest.approx(sum(device.energy_J or 0 for device in summary.devices))
 
 
+@pytest.mark.usefixtures("clock")
 def test_each_device_is_told_the_batches_of_its_steps(tmp_path: Path) -> None:
     """Also one whose counter passes a step later than the last device's."""
     heaters = [Heater("slow", tick_s=0.4), Heater("quick", tick_s=0.01)]
@@ -208,6 +256,7 @@ def test_a_device_without_sensors_gives_times(bare_device: Any) -> None:
     assert any("times only" in note for note in device.notes)
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_counter_that_resets_is_not_trusted() -> None:
     heater = Heater()
     offset_J = 0.0
@@ -222,6 +271,7 @@ def test_a_counter_that_resets_is_not_trusted() -> None:
     assert device.phases["forward"].power_W is None
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_counter_that_sticks_is_not_trusted() -> None:
     heater = Heater()
     last_J: list[float] = []
@@ -234,6 +284,7 @@ def test_a_counter_that_sticks_is_not_trusted() -> None:
     assert any("change" in note and "trust" in note.lower() for note in device.notes)
 
 
+@pytest.mark.usefixtures("clock")
 def test_steps_do_not_wait_for_a_counter_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_meter, "_UNREAD_S", 0.5)
     heater = Heater()
@@ -440,15 +491,16 @@ def test_marks_follow_the_current_stream(stream: FakeStream, monkeypatch: pytest
 
 
 class LaggingEvent:
-    """An event that the device gets to 0.2 ms after the host."""
+    """An event that the device gets to 0.2 ms after the host, give or take 10 us."""
 
-    made = 0
+    recorded = 0
+    draw = random.Random(0)
 
-    def __init__(self, **_: Any) -> None:
-        type(self).made += 1
+    def __init__(self, **_: Any) -> None: ...
 
     def record(self, *_: object) -> None:
-        self.at_s = time.perf_counter() + 2e-4
+        type(self).recorded += 1
+        self.at_s = time.perf_counter() + self.draw.uniform(1.9e-4, 2.1e-4)
 
     def query(self) -> bool:
         return time.perf_counter() > self.at_s
@@ -462,34 +514,26 @@ class LaggingEvent:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_most_steps_of_a_host_bound_loop_have_no_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_nvml: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: HostClock, fake_nvml: Any
 ) -> None:
-    recorded: list[float] = []
     monkeypatch.setattr(torch.cuda, "Event", LaggingEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
-    monkeypatch.setattr(
-        LaggingEvent,
-        "record",
-        lambda self, *_: (recorded.append(0.0), setattr(self, "at_s", time.perf_counter() + 2e-4)),
-    )
-    monkeypatch.setattr(
-        fake_nvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: int(time.perf_counter() * 10) * 40_000
-    )
-    took_s: list[float] = []
+    monkeypatch.setattr(LaggingEvent, "recorded", 0)
+    monkeypatch.setattr(LaggingEvent, "draw", random.Random(0))
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: int(clock.now_s * 10) * 40_000)
     with Meter(tmp_path, devices=[0], strict=True) as meter:
         for _ in range(200):
-            begin_s = time.perf_counter()
             with meter.step():
                 with meter.phase("forward"):
-                    time.sleep(0.001)
+                    clock.sleep(0.001)
                 with meter.phase("backward"):
-                    time.sleep(0.002)
-            took_s.append(time.perf_counter() - begin_s)
+                    clock.sleep(0.002)
+    assert LaggingEvent.recorded < 6 * 200 / 2  # a sixteenth of the marks, and those that it is learnt from
     device = meter.summary().devices[0]
-    assert len(recorded) < 6 * 200 / 2  # a sixteenth and what is learnt from; more on a machine that is busy
     assert (device.steps, device.phases["forward"].calls, device.phases["backward"].calls) == (200, 200, 200)
-    assert device.step_time_s == pytest.approx(sum(took_s) / 200, rel=0.03)
-    assert 0.001 < device.phases["forward"].mean_time_s < device.phases["backward"].mean_time_s < 0.01
+    assert device.step_time_s == pytest.approx(0.003, abs=5e-6)  # half of what events are off by
+    assert device.phases["forward"].mean_time_s == pytest.approx(0.001, abs=5e-6)
+    assert device.phases["backward"].mean_time_s == pytest.approx(0.002, abs=5e-6)
     rows = [json.loads(line) for line in (tmp_path / "rank0-steps.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(200))
     assert device.read_by == "thread"  # a fake NVML can't be found by another process

@@ -203,17 +203,18 @@ def work(rank, folder, joins):
     if joins:
         dist.destroy_process_group()
 if __name__ == "__main__":
-    mp.spawn(work, (sys.argv[1], sys.argv[2] == "joins"), nprocs=2)
+    mp.start_processes(work, (sys.argv[1], sys.argv[2] == "joins"), nprocs=2, start_method=sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("joins", [True, False])
-def test_spawned_processes(tmp_path: Path, joins: bool) -> None:
+# As `torch.multiprocessing.spawn` starts them; and, since each of these imports torch anew, as forks.
+@pytest.mark.parametrize(("joins", "method"), [(True, "spawn"), (False, "fork")])
+def test_spawned_processes(tmp_path: Path, joins: bool, method: str) -> None:
     (tmp_path / "script.py").write_text(SPAWNED)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    arguments = [sys.executable, tmp_path / "script.py", tmp_path, "joins" if joins else "not"]
+    arguments = [sys.executable, tmp_path / "script.py", tmp_path, "joins" if joins else "not", method]
     done = subprocess.run(arguments, check=False, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     found: list[Any] = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*-summary.json"))]

@@ -1,6 +1,7 @@
 """Run by the tests beside it: DeepSpeed in forked processes under gloo; prints one JSON object a case on rank 0.
 
-The first argument is the file of cases. Of each: what went wrong in its layer against the definition (an empty text:
+The first argument is the file of jobs, by their ranks, which follow one another: what they import takes longer than
+their cases. Of each case: what went wrong in its layer against the definition (an empty text:
 nothing), or losses of a model in training beside those of the torch backend on one device.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -176,24 +178,30 @@ def run_rank(rank: int, ranks: int, store: Path, cases: list[dict[str, Any]]) ->
 
 
 def main() -> None:
-    """All cases of the file, in as many processes as it says; ends with 1 if a rank fails."""
-    cases_file = Path(sys.argv[1])
-    document = json.loads(cases_file.read_text(encoding="utf-8"))
-    start = partial(run_rank, ranks=document["ranks"], store=cases_file.with_name("store").resolve())
+    """All jobs of the file; ends with 1 once a rank of one has failed."""
+    jobs_file = Path(sys.argv[1])
+    for ranks, cases in json.loads(jobs_file.read_text(encoding="utf-8")).items():
+        store = jobs_file.with_name(f"store-{ranks}").resolve()
+        if failed := _run_job(partial(run_rank, ranks=int(ranks), store=store, cases=cases), int(ranks)):
+            sys.exit(failed)
+
+
+def _run_job(start: Callable[[int], None], ranks: int) -> int:
+    """A job of so many forks; the largest exit code."""
     children = []
-    for rank in range(document["ranks"]):
+    for rank in range(ranks):
         child = os.fork()
         if not child:
             failed = 0
             try:
-                start(rank, cases=document["cases"])
+                start(rank)
             except BaseException:  # noqa: BLE001  # the others must not wait for this one
                 traceback.print_exc()
                 failed = 1
             sys.stdout.flush()
             os._exit(failed)
         children.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
 if __name__ == "__main__":

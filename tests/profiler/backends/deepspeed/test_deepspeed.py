@@ -67,38 +67,41 @@ _OTHER: list[Case] = [  # of these nobody but DeepSpeed says what is right
 ]
 
 
-def _job(folder: Path, ranks: int, cases: list[Case]) -> list[Case]:
-    """What `ranks_deepspeed` says of each case."""
-    file = folder / "cases.json"
-    file.write_text(json.dumps({"ranks": ranks, "cases": cases}), encoding="utf-8")
-    job = subprocess.run(
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Case]]:
+    """What `ranks_deepspeed` says of each case, by the ranks of its job."""
+    jobs = {1: [*_ONE_RANK, *_OTHER], 2: _TWO_RANKS, 4: _FOUR_RANKS}
+    file = tmp_path_factory.mktemp("deepspeed") / "jobs.json"
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    process = subprocess.run(
         [sys.executable, str(_SCRIPT), str(file)],
         env=os.environ | {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=360,
         check=False,
     )
-    assert job.returncode == 0, job.stderr[-4000:]
-    return [json.loads(line) for line in job.stdout.splitlines() if line.startswith("{")]
+    assert process.returncode == 0, process.stderr[-4000:]
+    lines = (json.loads(line) for line in process.stdout.splitlines() if line.startswith("{"))
+    return {ranks: [next(lines) for _ in cases] for ranks, cases in jobs.items()}
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+def one_rank(found: dict[int, list[Case]]) -> list[Case]:
     """Of `_ONE_RANK` and `_OTHER`."""
-    return _job(tmp_path_factory.mktemp("one"), 1, [*_ONE_RANK, *_OTHER])
+    return found[1]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+def two_ranks(found: dict[int, list[Case]]) -> list[Case]:
     """Of `_TWO_RANKS`."""
-    return _job(tmp_path_factory.mktemp("two"), 2, _TWO_RANKS)
+    return found[2]
 
 
 @pytest.fixture(scope="module")
-def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+def four_ranks(found: dict[int, list[Case]]) -> list[Case]:
     """Of `_FOUR_RANKS`."""
-    return _job(tmp_path_factory.mktemp("four"), 4, _FOUR_RANKS)
+    return found[4]
 
 
 def _check(case: Case, found: Case) -> None:

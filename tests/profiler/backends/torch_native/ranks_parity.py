@@ -207,8 +207,11 @@ def run_rank(rank: int, store: Path, cases: list[dict[str, Any]]) -> None:
     for case in cases:
         run = run_of(case)
         key = (case["architecture"], run.precision, run.routing.model_dump_json())
-        if key not in references:
-            references[key] = Reference(run)
+        if key not in references:  # by one rank for all
+            shared = [Reference(run) if rank == 0 else None]
+            dist.broadcast_object_list(shared)
+            assert shared[0] is not None
+            references[key] = shared[0]
         mine = errors(run, references[key])
         gathered: list[Any] = [None] * _RANKS
         dist.all_gather_object(gathered, mine)
