@@ -104,7 +104,12 @@ def pipeline_of(plan: Plan, machine: System) -> Pipeline:
     }
     return Pipeline(
         schedule=find(plan.schedule, virtual),
-        sizes=Sizes(stages=pp, virtual=virtual, micro_batches=int(batch.scheduled[0])),
+        sizes=Sizes(
+            stages=pp,
+            virtual=virtual,
+            micro_batches=int(batch.scheduled[0]),
+            round=int(batch.micro_batches_per_round[0]),
+        ),
         tables={(stage, kind): table for stage, (tables, _) in of_stage.items() for kind, table in tables.items()},
         waiting_W=tuple(of_stage[stage][1] for stage in range(pp)),
         idle_W=(float(power.static_W(temperature_C)),) * pp,

@@ -24,7 +24,13 @@ from moemodel.model.schedule.batch import PlanSchedules, pairs
 _ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
 _NOT_SAID = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
 # and what it means: expert tensor parallelism as the framework does it, all micro-batches of a step at once
-_UNLESS_SAID = {"etp": 0, "replicas": 1, "micro_batches_per_schedule": 0, **DispatchChoices().numbers}
+_UNLESS_SAID = {
+    "etp": 0,
+    "replicas": 1,
+    "micro_batches_per_schedule": 0,
+    "micro_batches_per_round": 0,
+    **DispatchChoices().numbers,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,8 @@ class PlanBatch:
     rows get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
     `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
-    where it is left out.
+    where it is left out. `micro_batches_per_round`: that pass a chunk before the next one takes them, under interleaved
+    1F1B; 0: as many as there are stages.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
     NaN of the others' and of plans with one clock for all; S is 0 where it is left out. `clock_change_s`: until a
     clock that is set within a step stands.
@@ -65,6 +72,7 @@ class PlanBatch:
     node_limit: IntArray = field(default_factory=lambda: _NOT_SAID)
     dispatch_overlap: IntArray = field(default_factory=lambda: _NOT_SAID)
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _NOT_SAID)
+    micro_batches_per_round: IntArray = field(default_factory=lambda: _NOT_SAID)
     replicas: IntArray = field(default_factory=lambda: _NOT_SAID)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
     clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
@@ -122,7 +130,12 @@ class PlanBatch:
     @cached_property
     def schedules(self) -> PlanSchedules:
         """What follows from the schedules of the plans."""
-        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.scheduled)
+        sizes = Sizes(
+            stages=self.pp,
+            virtual=self.virtual_stages,
+            micro_batches=self.scheduled,
+            round=self.micro_batches_per_round,
+        )
         return PlanSchedules(self.schedule, sizes, rounds=self.rounds)
 
     def pipeline(self, row: int) -> tuple[int, int, bool]:
@@ -198,6 +211,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         micro_batches_per_schedule=plan.micro_batches_per_schedule or 0,
+        micro_batches_per_round=plan.micro_batches_per_round or 0,
         skew=skew_of(plan),
         clock_Hz=clock.highest_Hz(math.inf),
         clock_limits_Hz=np.array(clock.limits_Hz) if isinstance(clock, ByStage) else _ONE_CLOCK,

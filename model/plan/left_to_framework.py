@@ -33,4 +33,5 @@ NONE_IN_A_SEARCH = (
     "deterministic",
     "gradient_dtype",
     "micro_batches_per_schedule",
+    "micro_batches_per_round",
 )

@@ -158,6 +158,7 @@ _OF_PLAN = frozenset(
         *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size"),
         *("expert-model-parallel-size", "sequence-parallel"),
         *("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank"),
+        "microbatch-group-size-per-virtual-pipeline-stage",
         *("use-distributed-optimizer", "use-megatron-fsdp", "use-custom-fsdp", "use-torch-fsdp2"),
         *("data-parallel-sharding-strategy", "overlap-grad-reduce", "overlap-param-gather", "bf16", "fp8-format"),
         *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
@@ -409,6 +410,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
         "global_batch": said.count("global-batch-size", micro_batch * dp),
         "micro_batch": micro_batch,
         "recompute": recompute,
+        "micro_batches_per_round": _round(said, pp),
         "stage_layers": _stage_layers(said),
         **_software(said, gpu),
         **_dispatch(said),
@@ -444,6 +446,12 @@ def _virtual_stages(said: _Said, pp: int) -> int:
     if said.flag("num-layers-per-virtual-pipeline-stage"):
         return said.count("num-layers") // pp // said.count("num-layers-per-virtual-pipeline-stage")
     return 1
+
+
+def _round(said: _Said, pp: int) -> int | None:
+    """Micro-batches that pass a chunk before the next; None: as many as there are stages, which is the default."""
+    each = said.count("microbatch-group-size-per-virtual-pipeline-stage", pp)
+    return None if each == pp or _virtual_stages(said, pp) == 1 else each
 
 
 def _stage_layers(said: _Said) -> Any:

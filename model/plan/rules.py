@@ -105,7 +105,12 @@ def check_precision(backend: str, precision: Precision) -> None:
 
 
 def degree_rules(
-    *, global_batch: int, framework: Framework, shards_states: bool = False, whole_matrices: bool = False
+    *,
+    global_batch: int,
+    framework: Framework,
+    shards_states: bool = False,
+    whole_matrices: bool = False,
+    says_rounds: bool = False,
 ) -> list[PlanRule]:
     """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
 
@@ -114,6 +119,7 @@ def degree_rules(
         framework: that trains it.
         shards_states: it keeps what its optimizer does in types that it has of sharded states alone.
         whole_matrices: its optimizer updates whole matrices.
+        says_rounds: it says how many micro-batches pass a chunk before the next, which is checked where it is read.
     """
     return [
         *([_whole_matrices()] if whole_matrices else []),
@@ -125,7 +131,7 @@ def degree_rules(
         *([_mixed_precision(framework.name)] if framework.float32_shards else []),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
-        _interleaved_micro_batches(global_batch),
+        *([] if says_rounds else [_interleaved_micro_batches(global_batch)]),
         _sequence_parallel_of_tp(),
         _interleaving_schedule(),
         _chunks_of_a_schedule(),

@@ -446,6 +446,11 @@ class Plan(NamesFiles):
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"
     )
+    micro_batches_per_round: Count | None = Field(
+        default=None,
+        description="with virtual stages under 1f1b, that pass a chunk before the next one takes them; null: as many "
+        "as there are stages",
+    )
     stage_layers: StageLayers | None = Field(
         default=None,
         description="which layers the stages of a pipeline hold: {embedding, head} count as so many layers, {first, "
@@ -548,6 +553,7 @@ class Plan(NamesFiles):
             framework=framework,
             shards_states=needs_shards(self.optimizer, framework),
             whole_matrices=steps_whole_matrices(self.optimizer),
+            says_rounds=self.micro_batches_per_round is not None,
         )
         for message in messages(rules, self.choices):
             raise ValueError(message)
@@ -592,6 +598,24 @@ class Plan(NamesFiles):
             raise ValueError(
                 f"micro_batches_per_schedule: found {some}; allowed with virtual_stages: multiples of pp {pp}, as an "
                 "interleaved schedule needs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Plan:
+        each, pp = self.micro_batches_per_round, self.parallel.pp
+        if each is None:
+            return self
+        if self.schedule != "1f1b" or self.parallel.virtual_stages == 1:
+            raise ValueError(
+                f"micro_batches_per_round: found {each} with schedule {self.schedule} and virtual_stages "
+                f"{self.parallel.virtual_stages}; allowed: null, or 1f1b with virtual_stages above 1"
+            )
+        some = self.micro_batches_per_schedule or self.micro_batches
+        if not pp <= each <= some or 0 < some % each < pp:
+            raise ValueError(
+                f"micro_batches_per_round: found {each}; allowed: {pp} (pp) to {some} (micro-batches of a schedule), "
+                f"of which none are left over, or {pp} at least"
             )
         return self
 

@@ -254,7 +254,7 @@ def _walk(batch: PlanBatch, costs: list[_StageCosts]) -> list[list[Slice]]:
         orders: list[list[Piece]] = [[(work,) for i in range(per_run) for work in (Work("F", 0, i), Work("B", 0, i))]]
     else:
         schedule = schedules.find(schedules.NAMES[int(batch.schedule[0])], virtual)
-        sizes = Sizes(stages=pp, virtual=virtual, micro_batches=per_run)
+        sizes = Sizes(stages=pp, virtual=virtual, micro_batches=per_run, round=int(batch.micro_batches_per_round[0]))
         orders = [schedule.pieces(stage, sizes) for stage in range(pp)]
     splits = pp > 1 and bool(batch.schedules.splits_backward[0])
     slices: list[list[Slice]] = [[] for _ in range(pp)]

@@ -32,11 +32,14 @@ class Sizes(Generic[Size]):
         stages: on as many GPUs or groups of them.
         virtual: chunks of the model on each.
         micro_batches: of a step.
+        round: micro-batches that pass a chunk before the next chunk takes them, under interleaved 1F1B; 0: as many as
+            there are stages.
     """
 
     stages: Size
     virtual: Size
     micro_batches: Size
+    round: Size | int = 0
 
     @property
     def column(self: Sizes[IntArray]) -> Sizes[IntArray]:
@@ -45,7 +48,10 @@ class Sizes(Generic[Size]):
 
     def take(self: Sizes[IntArray], rows: Any) -> Sizes[IntArray]:
         """Those at an index."""
-        return Sizes(stages=self.stages[rows], virtual=self.virtual[rows], micro_batches=self.micro_batches[rows])
+        some = self.round if isinstance(self.round, int) else self.round[rows]
+        return Sizes(
+            stages=self.stages[rows], virtual=self.virtual[rows], micro_batches=self.micro_batches[rows], round=some
+        )
 
 
 class Work(NamedTuple):

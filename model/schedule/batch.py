@@ -145,10 +145,11 @@ class PlanSchedules:
         s = self._sizes
         rounds = np.ones_like(s.stages) if self._rounds is None else self._rounds
         kinds = np.where(s.stages > 1, self._kinds, 0)
-        columns = (kinds, s.stages, s.virtual, s.micro_batches, rounds)
+        each = np.broadcast_to(s.round, s.stages.shape)
+        columns = (kinds, s.stages, s.virtual, s.micro_batches, rounds, each)
         keys = list(zip(*(column.tolist() for column in columns), strict=True))
         made = {
-            key: (_EVERY[key[0]], Sizes(stages=key[1], virtual=key[2], micro_batches=key[3]), key[4])
+            key: (_EVERY[key[0]], Sizes(stages=key[1], virtual=key[2], micro_batches=key[3], round=key[5]), key[4])
             for key in dict.fromkeys(keys)
         }
         return [made[key] for key in keys]

@@ -1,8 +1,10 @@
 """Interleaved 1F1B (Narayanan et al. 2021, section 2.2): v chunks of the model on each of n stages.
 
-The chunks of a stage take turns, a round of n micro-batches each. They fill and drain the pipeline v times faster than
-whole stages do: a step takes as long as under 1F1B (`one_f_one_b`), with the path before and behind a stage's own work
-over v. Stages hold more micro-batches for it, as chunks: (v - 1) n + 2 (n - 1 - s) + 1 on stage s.
+The chunks of a stage take turns, a round of n micro-batches each, or of g where a plan says so, of which the last may
+be shorter (Megatron-LM's core/pipeline_parallel/schedules.py, microbatch_group_size_per_vp_stage). They fill and drain
+the pipeline v times faster than whole stages do: a step takes as long as under 1F1B (`one_f_one_b`), with the path
+before and behind a stage's own work over v. Stages hold more micro-batches for it, as chunks: (v - 1) g +
+2 (n - 1 - s) + 1 on stage s.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Interleaved(Schedule):
 
     def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
         forward, backward = turns(stage, sizes), turns(stage, sizes, back=True)
-        warm = (sizes.virtual - 1) * sizes.stages + 2 * (sizes.stages - 1 - stage)
+        warm = (sizes.virtual - 1) * (sizes.round or sizes.stages) + 2 * (sizes.stages - 1 - stage)
         work = [Work("F", *turn) for turn in forward[:warm]]
         for k, turn in enumerate(backward):
             work += [Work("F", *turn) for turn in forward[warm + k : warm + k + 1]]
@@ -35,7 +37,8 @@ class Interleaved(Schedule):
         return slowest_stage(times, sizes.micro_batches, filling=sizes.virtual)
 
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
-        chunks = (sizes.virtual - 1) * sizes.stages + 2 * (sizes.stages - 1 - stage) + 1
+        each = np.where(np.asarray(sizes.round) > 0, sizes.round, sizes.stages)
+        chunks = (sizes.virtual - 1) * each + 2 * (sizes.stages - 1 - stage) + 1
         return np.minimum(chunks / sizes.virtual, sizes.micro_batches)
 
 
@@ -47,12 +50,12 @@ def turns(stage: int, sizes: Sizes[int], *, back: bool = False) -> list[tuple[in
         sizes: of the pipeline.
         back: of the backward passes, which begin with a stage's last chunk.
     """
-    stages, virtual = sizes.stages, sizes.virtual
-    seen = [0] * virtual
-    passes = []
-    for k in range(virtual * sizes.micro_batches):
-        chunk = k // stages % virtual
-        chunk = virtual - 1 - chunk if back else chunk
-        passes.append((chunk * stages + stage, seen[chunk]))
-        seen[chunk] += 1
-    return passes
+    stages, all_of_them = sizes.stages, range(sizes.micro_batches)
+    each = sizes.round or stages
+    chunks = range(sizes.virtual)[:: -1 if back else 1]
+    return [
+        (chunk * stages + stage, micro_batch)
+        for first in all_of_them[::each]
+        for chunk in chunks
+        for micro_batch in all_of_them[first : first + each]
+    ]

@@ -262,6 +262,7 @@ def is_plan_but_for_rules(data: Mapping[str, Any]) -> bool:
         "parallel": {},
         "micro_batch": 1,
         "micro_batches_per_schedule": None,
+        "micro_batches_per_round": None,
         "optimizer": None,
     }
     try:

@@ -108,6 +108,14 @@ def test_types_of_states_are_read() -> None:
     assert run({"--exp-avg-dtype": "bf16"}).plan["optimizer"] is None
 
 
+def test_rounds_of_micro_batches() -> None:
+    said = {"--pipeline-model-parallel-size": 4, "--num-layers-per-virtual-pipeline-stage": 1}
+    group = "--microbatch-group-size-per-virtual-pipeline-stage"
+    assert run(said | {group: 5}).plan["micro_batches_per_round"] == 5
+    assert run(said | {group: 4}).plan["micro_batches_per_round"] is None  # its default
+    assert run(said).plan["micro_batches_per_round"] is None
+
+
 def test_degrees_and_choices() -> None:
     said = {
         "--pipeline-model-parallel-size": 4,

@@ -317,3 +317,30 @@ def test_a_file_that_is_nowhere_is_a_missing_file(beside: Path) -> None:
             read_architecture(name)
     with pytest.raises(InputError, match=r"^architecture: found 'olmo-1b-7b'; allowed: .* did you mean 'olmoe-1b-7b'"):
         read_architecture("olmo-1b-7b")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"micro_batches_per_round": 5}, None),
+        ({"micro_batches_per_round": 6}, None),  # the last round has four
+        ({}, "10 micro-batches .* are no multiple of pp 4"),
+        ({"micro_batches_per_round": 7}, r"found 7; allowed: 4 \(pp\) to 10 .*, of which none are left over, or 4"),
+        ({"micro_batches_per_round": 3}, r"found 3; allowed: 4 \(pp\) to 10"),
+        ({"micro_batches_per_round": 11}, r"found 11; allowed: 4 \(pp\) to 10"),
+        ({"micro_batches_per_round": 5, "schedule": "zero-bubble"}, "found 5 with schedule zero-bubble"),
+    ],
+)
+def test_rounds_may_be_longer_than_the_pipeline(keys: dict[str, Any], why: str | None) -> None:
+    document = {
+        "architecture": "opt-350m",
+        "sequence_length": 1024,
+        "global_batch": 10,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": 4},
+        "parallel": {"pp": 4, "virtual_stages": 3},
+    }
+    if why is None:
+        assert Plan.model_validate(document | keys).micro_batches_per_round == keys["micro_batches_per_round"]
+        return
+    with pytest.raises(InputError, match=why):
+        Plan.model_validate(document | keys)

@@ -156,6 +156,25 @@ def test_interleaved_stages_with_a_head(seed: int, torch_orders: Orders) -> None
     assert ours("1f1b", stages[0], stages[1], m, virtual=v) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("m", "each"), [(10, 5), (14, 5), (12, 6), (16, 4), (20, 20), (9, 5)])
+def test_rounds_of_another_length(m: int, each: int) -> None:
+    """Rounds of more micro-batches than stages fill and drain the pipeline no slower, the last of them shorter or not:
+    the longest path through the order, and at most so many micro-batches of it held at once."""
+    n, v = 4, 3
+    sizes = Sizes(stages=n, virtual=v, micro_batches=m, round=each)
+    schedule = registry.find("1f1b", v)
+    orders = [schedule.order(stage, sizes) for stage in range(n)]
+    chunks = [1.0 / v] * (n * v), [2.0 / v] * (n * v)
+    expected = longest_path(orders, *chunks)
+    assert expected == pytest.approx(m * 3.0 + (n - 1) * 3.0 / v, rel=0.02)
+    for stage, order in enumerate(orders):
+        held = np.cumsum([1 if work.kind == "F" else -1 for work in order])
+        assert held.max() / v == pytest.approx(float(schedule.in_flight(stage, sizes)))
+        for kind in "FB":
+            done = [(work.chunk, work.micro_batch) for work in order if work.kind == kind]
+            assert sorted(done) == [(stage + n * chunk, i) for chunk in range(v) for i in range(m)]
+
+
 # ---- zero-bubble ----------------------------------------------------------------------------------------------------
 
 
