@@ -64,6 +64,11 @@ RATES: dict[str, dict[AttentionName, AttentionRate]] = {
 }
 
 
+def is_known(attention: AttentionName, gpu: Gpu) -> bool:
+    """Whether the speed of a kernel is, on that generation of GPUs."""
+    return attention in RATES.get(gpu.architecture, {})
+
+
 def rescale_for_attention(
     calibration: Calibration, attention: AttentionName | None, gpu: Gpu, *, asked: bool
 ) -> Calibration:

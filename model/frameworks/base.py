@@ -366,6 +366,8 @@ class Framework:
         data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way),
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
+        data_parallel_only: every GPU trains the whole model, whose states ZeRO may shard; no run of it on several GPUs
+            was held against a prediction.
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
         gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
@@ -531,6 +533,7 @@ class Framework:
     gather_buffers: int = 0
     sums_norm_gradients: bool = False
     gathered_tensor_s: float = 0.0
+    data_parallel_only: bool = False
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf

@@ -2,6 +2,8 @@
 
 Read from llm-foundry (commits b2a43a147 and 5e85bd62d: scripts/train/benchmarking, llmfoundry/models/mpt). What torch
 does there is as in this project's own code: units that are gathered and reduced behind computation, eager kernels.
+`fsdp` is of torch 2.1, which it names beside 2.0 by October 2023 (README.md), and whose checkpoints, which are not
+reentrant there (submit_benchmarks.py, activation_checkpointing_reentrant), stop early.
 """
 
 from __future__ import annotations
@@ -53,3 +55,6 @@ FSDP = replace(
     compiles=False,
     memory_log_error=None,
 )
+
+# Before 2.1 torch's checkpoints ran whole layers again; as llm-foundry ran its benchmarks of 2022
+FSDP_1_13 = replace(FSDP, name="fsdp-1.13", stops_repeating=False)

@@ -9,7 +9,7 @@ from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.deepspeed import DEEPSPEED, DEEPSPEED_EINSUM
 from moemodel.model.frameworks.fastmoe import FASTMOE
 from moemodel.model.frameworks.framework_file import names_framework_file, read_framework
-from moemodel.model.frameworks.fsdp import FSDP
+from moemodel.model.frameworks.fsdp import FSDP, FSDP_1_13
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import (
@@ -32,6 +32,7 @@ FRAMEWORKS: dict[str, Framework] = {
         DEEPSPEED_EINSUM,
         FASTMOE,
         FSDP,
+        FSDP_1_13,
         MEGATRON_LM,
         MEGATRON_LM_2021,
         MEGATRON_LM_LOCAL,

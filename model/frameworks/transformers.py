@@ -96,7 +96,7 @@ TRANSFORMERS = replace(
     },
     plain_kernels={"rms_norm": _NORM, "head_norm": _HEAD_NORM, "rotary": _ROTARY},
     float32_shards=True,
-    gradient_wire_B=4.0,
+    data_parallel_only=True,  # tensor parallelism of its models and what Accelerate adds are left out
     # masking_utils.py makes none only where it may read tensors, and is_causal is then left (integrations/
     # sdpa_attention.py), which repeats keys and values in that case, too
     masks_compiled=True,

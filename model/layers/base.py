@@ -199,6 +199,7 @@ class LayerOp:
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
         plain: none of the framework's fused kernels does it.
+        of_stream: a norm of the residual stream, and not of what a product gave.
         sm_cycles: of all SMs together, that its kernel takes behind what it moves; backward where it runs there alone.
             [P]
         added_s: that its kernels take behind the rest in each pass, whatever the clock. [P]
@@ -219,6 +220,7 @@ class LayerOp:
     only_backward: bool = False
     gating: bool = False
     plain: bool = False
+    of_stream: bool = False
     sm_cycles: FloatArray | float = 0.0
     added_s: FloatArray | float = 0.0
     target: AdaptedLinear | Literal[""] = ""

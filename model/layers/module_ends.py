@@ -61,7 +61,8 @@ class ModuleEndsBlock(Block):
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         yield from self._embedding.operators(batch)
-        yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.sequence_parallel_tokens, n=self.hidden))
+        norm_shape = Shape(m=batch.sequence_parallel_tokens, n=self.hidden)
+        yield LayerOp(kind=Kind.RMS_NORM, shape=norm_shape, of_stream=True)
         yield linear(batch.tokens, self.hidden / batch.tp, _INPUTS * self.hidden)
         yield from self._head.operators(batch)
 

@@ -13,7 +13,7 @@ from moemodel.model.operators.work import Kind, Shape
 def norm(layer: Layer, tokens: FloatArray, width: float | FloatArray) -> LayerOp:
     """A norm of the layer's kind over so many rows."""
     kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
-    return LayerOp(kind=kind, shape=Shape(m=tokens, n=width))
+    return LayerOp(kind=kind, shape=Shape(m=tokens, n=width), of_stream=True)
 
 
 def norm_kept_B(layer: Layer, batch: MicroBatch) -> FloatArray:

@@ -128,7 +128,7 @@ def degree_rules(
         _expert_ranks(framework.shards_experts),
         _asked_expert_ranks(),
         _replicas(framework),
-        *([_mixed_precision(framework.name)] if framework.float32_shards else []),
+        *_degrees_of(framework),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
         *([] if says_rounds else [_interleaved_micro_batches(global_batch)]),
@@ -271,6 +271,27 @@ def _replicas(framework: Framework) -> PlanRule:
             (c["replicas"] > 1) & (uneven(c) | (c["zero_stage"] < 1) | (not framework.replicates_shards))
         ),
         message=message,
+    )
+
+
+def _degrees_of(framework: Framework) -> Iterator[PlanRule]:
+    """What a framework's degrees are bound to."""
+    if framework.data_parallel_only:
+        yield _data_parallel_alone(framework.name)
+    elif framework.float32_shards:
+        yield _mixed_precision(framework.name)
+
+
+def _data_parallel_alone(backend: str) -> PlanRule:
+    return PlanRule(
+        key="data_parallel",
+        summary=f"{backend} trains the whole model on every GPU",
+        needs=_needs("tp pp cp ep"),
+        is_violated=lambda c: np.asarray(c["tp"] * c["pp"] * c["cp"] * c["ep"] > 1),
+        message=lambda c: (
+            f"parallel: found tp {c['tp']}, pp {c['pp']}, cp {c['cp']}, ep {c['ep']} with backend {backend}, which "
+            "trains the whole model on every GPU; allowed: 1 each, and dp with any zero_stage"
+        ),
     )
 
 

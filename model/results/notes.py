@@ -59,7 +59,7 @@ def notes(
         _memory(plan, architecture, machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
         _description(machine),
         _lowest_cap(plan, machine),
-        _track_record(machine, architecture),
+        _track_record(plan, machine, architecture),
         _narrow_products(plan, machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
@@ -208,7 +208,7 @@ def _description(machine: System) -> str | None:
     )
 
 
-def _track_record(machine: System, architecture: Architecture) -> str | None:
+def _track_record(plan: Plan, machine: System, architecture: Architecture) -> str | None:
     """How predictions of the framework have done, where the calibration is not of it; of other code on it, else."""
     name = machine.framework.name
     record, of_all = machine.framework_record(experts=architecture.has_experts), track_records().get(name)
@@ -224,7 +224,9 @@ def _track_record(machine: System, architecture: Architecture) -> str | None:
             f"{widest()[0]}, the worst that was. {_done(record)}."
         )
     missed = f"intervals hold what predictions of it missed. {_done(known)}"
-    return f"Backend {name} was not measured with this calibration; {missed}."
+    on_one = machine.framework.data_parallel_only and plan.cluster.gpus > 1
+    alone = " None of them was on several GPUs, which share out states and exchange as under torch." if on_one else ""
+    return f"Backend {name} was not measured with this calibration; {missed}.{alone}"
 
 
 def _done(record: TrackRecord) -> str:
@@ -232,7 +234,7 @@ def _done(record: TrackRecord) -> str:
     longer = math.expm1(-record.mean_log)
     mean = f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'} in the mean"
     return (
-        f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten took within a factor of "
+        f"Of {record.runs} runs ({', '.join(record.sources)}) nine in ten took within a factor of "
         f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {mean}"
     )
 

@@ -73,13 +73,12 @@ _EAGER = _Form(
 _COMPILED = _Form(cast=0, widened=_CAST_B, narrowed=0, norm=2, norm_backward=4, residual=4, fan_in=4, splits=False)
 
 
-def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: int) -> Iterator[LayerOp]:
+def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerOp]:
     """Operators, each with the casts around it in plans whose parameters are float32 ones (`MicroBatch.autocast`).
 
     Args:
         operators: forward operators of a layer or of an end.
         batch: a micro-batch in each of P plans.
-        hidden: width of the residual stream.
     """
     form = _COMPILED if batch.framework.compiled else _EAGER
     for op in operators:
@@ -92,16 +91,16 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch, hidden: 
             mask=times,
             gating=op.gating,
         )
-        if plain_kernels_of(op.kind, op.shape, batch.framework, hidden):  # which say themselves what is cast
+        if plain_kernels_of(op, batch.framework):  # which say themselves what is cast
             continue
-        for forward_B, backward_B, moved in _around(op, form, hidden):
+        for forward_B, backward_B, moved in _around(op, form):
             yield from _copies(around, forward_B, backward_B, moved)
         if op.grad_fan_in is not None:
             m, n = _sizes(op.grad_fan_in.m, op.grad_fan_in.n)
             yield from _copies(around, 0.0 * m, m * n * form.fan_in, 1.0)
 
 
-def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray, FloatArray, float]]:
+def _around(op: LayerOp, form: _Form) -> Iterator[tuple[FloatArray, FloatArray, float]]:
     """Bytes forward and backward of what stands around an operator, and the share of them that is moved."""
     m, n, k, experts = _sizes(op.shape.m, op.shape.n, op.shape.k, op.shape.experts)
     if op.kind in PRODUCTS:
@@ -112,7 +111,7 @@ def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray,
         elif op.kind is Kind.GEMM:
             moved = 2 * _CAST_B / max(form.cast + form.widened, 2 * _CAST_B)
             yield m * k * form.cast, m * k * (form.widened if form.cast else 0.0), moved
-    elif op.kind in (Kind.RMS_NORM, Kind.LAYER_NORM) and not _is_of_stream(op.shape, hidden):
+    elif op.kind in (Kind.RMS_NORM, Kind.LAYER_NORM) and not op.of_stream:
         if form.splits:
             forward, backward = _SPLIT_NORM_B
             yield m * n * forward, m * n * backward, _SPLIT_NORM_MOVED_B / (forward + backward)
@@ -122,16 +121,11 @@ def _around(op: LayerOp, form: _Form, hidden: int) -> Iterator[tuple[FloatArray,
         yield m * n * form.residual, 0.0 * m, 1.0
 
 
-def plain_kernels_of(kind: Kind, shape: Shape, framework: Framework, hidden: int) -> PlainKernels | None:
+def plain_kernels_of(op: LayerOp, framework: Framework) -> PlainKernels | None:
     """Kernels, one after another, that a framework says it runs of an operator; None: it runs torch's."""
-    if kind is Kind.RMS_NORM:
-        return framework.plain("rms_norm" if _is_of_stream(shape, hidden) else "head_norm")
-    return framework.plain("rotary") if kind is Kind.ROTARY else None
-
-
-def _is_of_stream(shape: Shape, hidden: int) -> bool:
-    """Whether a norm reads the residual stream, and not what a product gave."""
-    return bool(np.all(np.asarray(shape.n) == hidden))
+    if op.kind is Kind.RMS_NORM:
+        return framework.plain("rms_norm" if op.of_stream else "head_norm")
+    return framework.plain("rotary") if op.kind is Kind.ROTARY else None
 
 
 def _sizes(*sizes: ArrayLike) -> tuple[FloatArray, ...]:

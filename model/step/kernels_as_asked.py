@@ -38,6 +38,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
+    if found.masks_compiled and found.attention == "cudnn-masked":
+        found = replace(found, repeats_keys=True)
     if plan.collective_checks:
         found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
     if not plan.cuda_graphs:
@@ -62,7 +64,7 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
     made = framework.fused_kernels | COMPILED
     found = replace(framework, fused_kernels=made, compiled=True, stops_repeating=True)
     if framework.masks_compiled:
-        found = replace(found, attention="cudnn-masked", repeats_keys=True)
+        found = replace(found, attention="cudnn-masked")
     if framework.fused_loss_B is not None or not framework.compiles_loss:
         return found
     logit_B = _HANDED_OUT_LOGIT_B if framework.hands_out_logits else _COMPILED_LOGIT_B
@@ -91,5 +93,4 @@ def _attention(framework: Framework, plan: Plan) -> Framework:
     if plan.attention == "unfused-fp32":
         found = replace(framework, attention="unfused-fp32", flash_attention=False)
         return replace(found, softmax="fused", softmax_longest=0)  # whose fused kernel takes no sequence
-    repeats = framework.repeats_keys or (framework.masks_compiled and plan.attention == "cudnn-masked")
-    return replace(framework, attention=plan.attention, flash_attention=True, repeats_keys=repeats)
+    return replace(framework, attention=plan.attention, flash_attention=True)

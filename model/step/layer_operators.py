@@ -119,7 +119,7 @@ class Workload:
         """With the casts of torch.autocast, in any plan that has it."""
         if not self.batch.autocast.any():
             return operators
-        return autocast_operators(operators, self.batch, self.architecture.hidden)
+        return autocast_operators(operators, self.batch)
 
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""
@@ -211,7 +211,8 @@ class Workload:
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
-        size_B, energy = None if op.plain else self._fused_B(kind, direction, shape), self._energy(kind, shape)
+        plain = plain_kernels_of(op, self.framework) if kind is op.kind else None
+        size_B = None if op.plain else self._fused_B(kind, direction, shape, plain)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / COPY_B)
         count = self._mask(op)
@@ -226,7 +227,7 @@ class Workload:
             phase=phase,
             count=count,
             load_balance=op.load_balance,
-            operand_energy=op.operand_energy * energy,
+            operand_energy=op.operand_energy * self._energy(plain),
             sm_cycles=op.sm_cycles,
             added_s=op.added_s,
             uncast=self.batch.recipe.casts and kind is Kind.GEMM and _stays_wide(op),
@@ -248,34 +249,29 @@ class Workload:
         beside = "tp" in self.framework.overlapped and self.batch.sequence_parallel > 0
         return np.where(beside, self.batch.tp, 1.0)
 
-    def _fused_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | None:
+    def _fused_B(self, kind: Kind, direction: Pass, shape: Shape, plain: PlainKernels | None) -> FloatArray | None:
         """Bytes that a fused kernel moves for an operator; None: it is priced as it was measured.
 
         The least of the operator. A fused loss moves what the framework says of a logit.
         """
-        moved_B = self._moved_B(kind, direction, shape)
+        moved_B = self._moved_B(kind, direction, plain)
         if moved_B is not None:
             elements = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
             return np.asarray(elements * moved_B)
         return work(kind, direction, shape).bytes_B if kind in self._fused else None
 
-    def _plain(self, kind: Kind, shape: Shape) -> PlainKernels | None:
-        return plain_kernels_of(kind, shape, self.framework, self.architecture.hidden)
-
-    def _energy(self, kind: Kind, shape: Shape) -> FloatArray | float:
+    def _energy(self, plain: PlainKernels | None) -> FloatArray | float:
         """Of plain kernels, over that of copies that take as long. [P]"""
-        plain = self._plain(kind, shape)
         if plain is None:
             return 1.0
         return np.where(self.batch.autocast > 0, plain.under_autocast.energy, plain.energy)
 
-    def _moved_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | float | None:
+    def _moved_B(self, kind: Kind, direction: Pass, plain: PlainKernels | None) -> FloatArray | float | None:
         """Bytes of an element that the framework says its kernels of an operator move. [P] or of all plans."""
         forward = direction is Pass.FORWARD
         if kind is Kind.CROSS_ENTROPY:
             loss_B = self.framework.fused_loss_B
             return None if loss_B is None else loss_B[not forward]
-        plain = self._plain(kind, shape)
         if plain is None:
             return None
         cast = plain.under_autocast

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.device.attention import rescale_for_attention
+from moemodel.model.device.attention import is_known, rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import (
@@ -164,8 +164,12 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
-    asked = plan.attention is not None or framework.attention == "cudnn-masked"  # which nothing could stand in for
-    calibration = rescale_for_attention(calibration, framework.attention, gpu, asked=asked)
+    if plan.attention is None and framework.attention == "cudnn-masked" and not is_known(framework.attention, gpu):
+        raise InputError(
+            f"compile: found true with backend {framework.name}, whose attention is handed a mask then, and how fast "
+            f"that is on {gpu.name} is not known; allowed: false, null, or true with attention: unfused"
+        )
+    calibration = rescale_for_attention(calibration, framework.attention, gpu, asked=plan.attention is not None)
     calibration, changes = rescale_for_description(calibration, gpu)
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)

@@ -49,7 +49,7 @@ def records(found: Mapping[str, Group]) -> TrackRecords:
 
 
 def _framework(missed: list[_Missed]) -> FrameworkRecord:
-    """Of either kind of models; all runs together where one has so few that a single one would be a tenth of them."""
+    """Of either kind of models; all runs together where one has too few for the tenth that lies outside to be two."""
     sparse, dense = ([one for one in missed if one.experts is experts] for experts in (True, False))
     if min(len(sparse), len(dense)) < _FEWEST:
         together = _record(missed)

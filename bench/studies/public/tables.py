@@ -31,7 +31,7 @@ def fsdp(folder: Path, precision: str) -> list[PublicRun]:
 def foundry_a100(year: Literal[2022, 2023]) -> list[PublicRun]:
     """llm-foundry's rows of October 2023, all on eight A100 80 GB; or those of 2022, all on A100 40 GB but two of 70 B.
 
-    In 2022 gradients travelled in 16 bits (MP Mode, PURE), which no plan of `fsdp` says.
+    In 2022 gradients travelled in 16 bits (MP Mode, PURE), which no plan of `fsdp-1.13` says.
     """
     return _fsdp_table(FOUNDRY_A100, {2022: "bf16", 2023: "amp_bf16"}[year])  # Composer's name before 0.12, and after
 
@@ -44,7 +44,7 @@ def _fsdp_table(file: Path, precision: str) -> list[PublicRun]:
 # Composer's amp_fp8 casts in Transformer Engine's layers, which of the frameworks here megatron-core runs
 _FSDP_GPUS = {"h100_80gb": "h100-sxm-80gb", "a100_80gb": "a100-sxm-80gb", "a100_40gb": "a100-sxm-40gb"}
 _FSDP_SOFTWARE = {
-    "bf16": {"precision": "bf16-mixed", "backend": "fsdp"},
+    "bf16": {"precision": "bf16-mixed", "backend": "fsdp-1.13"},
     "amp_bf16": {"precision": "bf16-mixed", "backend": "fsdp"},
     "amp_fp8": {"precision": "fp8", "backend": "fsdp"},
 }

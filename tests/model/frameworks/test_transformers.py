@@ -16,6 +16,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import outcome
@@ -71,9 +72,8 @@ def test_a_layer_keeps_what_autograd_does() -> None:
 
 
 def test_what_is_compiled_reads_a_mask() -> None:
-    """Attention to all pairs, and slower: of a layer 4.9 ms more forward and backward (traced), at the clock of a step
-    that
-    has it; without it the power limit holds another."""
+    """Attention to all pairs, and slower: of a layer 4.9 ms more forward and backward at one clock (traced); a step
+    without it runs at another, which the power limit holds."""
     calibration = load_calibration(None, BOARD)
     longer = {}
     for layers in (4, 8):
@@ -87,7 +87,7 @@ def test_what_is_compiled_reads_a_mask() -> None:
 
 def test_a_mask_is_not_known_on_other_generations() -> None:
     plan = _plan(compile=True, cluster={"gpu": "a100-sxm-80gb"})
-    with pytest.raises(InputError, match="cudnn-masked"):
+    with pytest.raises(InputError, match=r"compile: found true with backend transformers.*allowed: false"):
         outcome(plan, load_calibration(None, "a100-sxm-80gb"))
 
 
@@ -98,3 +98,25 @@ def test_the_device_waits_once_a_micro_batch_and_once_a_step() -> None:
     for global_batch in (2, 8):
         idle_s.append(outcome(_plan(global_batch=global_batch), calibration).host_wait_s)
     assert idle_s == pytest.approx([6e-3, 15e-3], rel=0.15)
+
+
+def test_norms_of_queries_are_none_of_the_stream() -> None:
+    """OLMoE's norms of queries are as wide as its residual stream, and are none of it."""
+    plan, model = _plan(architecture="olmoe-1b-7b"), read_architecture("olmoe-1b-7b")
+    batch = MicroBatch.of(batch_of(plan), framework_as_run(plan), plan.precision)
+    operators = layer_blocks(model.layers[0], model.hidden).operators(batch)
+    norms = [op for op in operators if op.kind is Kind.RMS_NORM]
+    assert [op.of_stream for op in norms] == [True, False, False, True]
+    assert {float(np.max(op.shape.n)) for op in norms} == {float(model.hidden)}
+
+
+@pytest.mark.parametrize("degree", ["tp", "pp", "cp"])
+def test_every_gpu_trains_the_whole_model(degree: str) -> None:
+    with pytest.raises(InputError, match=f"{degree} 2.*transformers, which trains the whole model"):
+        _plan(cluster={"gpu": BOARD, "gpus": 2}, parallel={degree: 2})
+
+
+def test_gradients_travel_as_they_are_kept() -> None:
+    """16-bit ones of a model in 16 bits, float32 ones under autocast (DistributedDataParallel)."""
+    framework = framework_as_run(_plan())
+    assert (framework.wire_B("bf16"), framework.wire_B("bf16-mixed")) == (2, 4)
