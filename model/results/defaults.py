@@ -64,6 +64,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
         yield "micro_batches_per_schedule", plan.micro_batches
+        if p.virtual_stages > 1 and plan.schedule == "1f1b":
+            yield "micro_batches_per_round", p.pp
         yield "stage_layers", "as evenly as they go"
     if p.cp > 1:
         yield "cp_comm", f"as {plan.backend} reaches keys and values"

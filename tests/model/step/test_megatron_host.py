@@ -186,12 +186,13 @@ def test_a_slower_host_takes_longer_for_everything(tmp_path: Path) -> None:
     assert slow == pytest.approx(1.51 * fast, rel=0.05)
 
 
-@pytest.mark.parametrize(("backend", "times", "beside"), [("megatron-core", 2.8, (2, 6)), ("torch", 1.0, (0, 0))])
+@pytest.mark.parametrize(("backend", "times", "beside"), [("megatron-core", 2.8, (2, 6)), ("torch", 12 / 14, (0, 0))])
 def test_layers_that_run_again_take_the_host_as_long_as_forward(
     tmp_path: Path, backend: str, times: float, beside: tuple[int, int]
 ) -> None:
     """Of a model so small that the host alone takes time: a gated layer's measured forward pass, of 29 kernels, by its
-    modules, and what these have to do to run again, counted in kernels forward and backward, of which there are 46."""
+    modules, and what these have to do to run again, counted in kernels forward and backward, of which there are 46.
+    torch stops before the last two of the layer's fourteen operators, a product and the sum behind it."""
     llama = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 8}
     llama |= {"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 128}
     config = tmp_path / "config.json"

@@ -43,10 +43,13 @@ def test_flops_are_six_a_parameter_and_token(volumes: Callable[..., dict[str, fl
     assert found == pytest.approx(6 * weights * TOKENS + (1 + 2.5) * attention, rel=0.01)
 
 
+@pytest.mark.parametrize(("backend", "again"), [("megatron", 1.0), ("torch", 2 / 3)])
 def test_full_recomputation_is_one_more_forward_pass_of_the_layers(
-    volumes: Callable[..., dict[str, float]],
+    backend: str, again: float, volumes: Callable[..., dict[str, float]]
 ) -> None:
-    assert volumes(recompute="full")["flops"] / volumes()["flops"] == pytest.approx(4 / 3, rel=0.06)  # less the head
+    """Less the head; torch leaves out the last product, 4 of 12 h^2 (torch/utils/checkpoint.py, early_stop)."""
+    whole, once = (volumes(recompute=recompute, backend=backend)["flops"] for recompute in ("full", "none"))
+    assert whole / once == pytest.approx(1 + again / 3, rel=0.06)
 
 
 def test_the_work_is_shared_out(volumes: Callable[..., dict[str, float]]) -> None:
