@@ -366,6 +366,7 @@ class Framework:
         data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way),
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
+        float32_experts: products of experts take operands of their weights' type, and autocast casts neither.
         data_parallel_only: every GPU trains the whole model, whose states ZeRO may shard; no run of it on several GPUs
             was held against a prediction.
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
@@ -533,6 +534,7 @@ class Framework:
     gather_buffers: int = 0
     sums_norm_gradients: bool = False
     gathered_tensor_s: float = 0.0
+    float32_experts: bool = False
     data_parallel_only: bool = False
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0

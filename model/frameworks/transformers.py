@@ -107,6 +107,7 @@ TRANSFORMERS = replace(
     # an H200 (traced, 2026-11-29) 6 ms of a step of one micro-batch, half of them behind its last
     synchronizes_every_pass=True,
     drained_calls=(46.0, 46.0),
+    float32_experts=True,  # integrations/moe.py, _grouped_mm
     moe=MoeForm(padding="never", dispatch="kernels", kernels=_EXPERT_KERNELS),
     keeps_expert_outputs=False,  # as rows of choices (`_EXPERT_KERNELS`)
     memory_log_error=None,

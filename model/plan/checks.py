@@ -25,9 +25,11 @@ def architecture_of(plan: Plan) -> Architecture:
     """The architecture that a plan trains, with its routers, cut to its `layers`, and its modules where it says so.
 
     Raises:
-        InputError: unknown architecture, more layers than it has, or layers of stages that don't add up to them.
+        InputError: unknown architecture, more layers than it has, layers of stages that don't add up to them, or
+            experts that the framework multiplies in float32.
     """
     cut = _as_cut(plan, _decoder_of(plan))
+    _check_experts(plan, cut)
     if not plan.multi_token:
         return cut
     if not cut.multi_token:
@@ -35,6 +37,16 @@ def architecture_of(plan: Plan) -> Architecture:
             f"multi_token: found true; {cut.name} states no modules of multi-token prediction; allowed: null"
         )
     return cut.with_modules()
+
+
+def _check_experts(plan: Plan, architecture: Architecture) -> None:
+    framework, alone = framework_of(plan.backend), plan.parallel.zero_stage == 0
+    in_float32 = framework.float32_experts and framework.precisions[plan.precision].master_weights and alone
+    if in_float32 and architecture.has_experts:
+        raise InputError(
+            f"precision: found {plan.precision} with experts and zero_stage 0, whose products backend {plan.backend} "
+            "takes in float32 then, which is not predicted; allowed: bf16, or zero_stage 3"
+        )
 
 
 def _decoder_of(plan: Plan) -> Architecture:

@@ -120,3 +120,9 @@ def test_gradients_travel_as_they_are_kept() -> None:
     """16-bit ones of a model in 16 bits, float32 ones under autocast (DistributedDataParallel)."""
     framework = framework_as_run(_plan())
     assert (framework.wire_B("bf16"), framework.wire_B("bf16-mixed")) == (2, 4)
+
+
+def test_experts_in_float32_are_refused() -> None:
+    experts = _plan(architecture="olmoe-1b-7b", precision="bf16-mixed")
+    with pytest.raises(InputError, match=r"precision: found bf16-mixed with experts.*allowed: bf16, or zero_stage 3"):
+        outcome(experts, load_calibration(None, BOARD))
