@@ -46,7 +46,7 @@ class Interleaved(Schedule):
 
     def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
         """The last round, through all chunks but the last one, whose gradients are ready first."""
-        return turns_behind_last_chunk(sizes) / sizes.virtual
+        return turns_after_last_chunk(sizes) / sizes.virtual
 
 
 def turns_before_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
@@ -54,7 +54,7 @@ def turns_before_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
     return np.asarray((sizes.virtual - 1) * np.minimum(_round(sizes), sizes.micro_batches))
 
 
-def turns_behind_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
+def turns_after_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
     """Backward passes of a stage's other chunks behind those of its last one, [P]: of a round that may be shorter."""
     before = (sizes.micro_batches - 1) // _round(sizes) * _round(sizes)
     return np.asarray((sizes.virtual - 1) * (sizes.micro_batches - before))

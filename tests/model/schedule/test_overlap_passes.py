@@ -40,9 +40,9 @@ def test_gradients_of_the_chunk_that_ends_first(name: str, n: int, m: int, v: in
     for schedule, stage, sizes in each_stage(name, n, m, v, g):
         back = [work for work in schedule.order(stage, sizes) if work.kind != "F"]
         ends = {work.chunk: place for place, work in enumerate(back)}
-        behind = len(back) - 1 - min(ends.values())
+        after = len(back) - 1 - min(ends.values())
         parts = 2 if schedule.splits_backward else 1
-        assert batch(name, sizes).overlap_passes_backward(stage) == pytest.approx(behind / parts / v)
+        assert batch(name, sizes).overlap_passes_backward(stage) == pytest.approx(after / parts / v)
 
 
 @pytest.mark.parametrize(("name", "n", "m", "v", "g"), [case for case in CASES if case[0] != "dualpipe"])
