@@ -29,7 +29,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes, Work
-from moemodel.model.schedule.interleaved import turns, turns_before_last_chunk, turns_after_last_chunk
+from moemodel.model.schedule.interleaved import turns, turns_after_last_chunk, turns_before_last_chunk
 
 _TOLERANCE = 1e-4  # of a step
 # Micro-batches that are walked: some rounds, and so many at least; and turns of all stages that are walked at most.
