@@ -8,13 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 _SETTINGS = Path(__file__).parents[1] / "measured" / "mlperf-settings.csv"
 RUN = ("round", "submitter", "system", "benchmark")  # columns of a table of results that tell its runs apart
 
 Settings = Mapping[str, Any]
 
 
-def settings_of(result: Mapping[str, Any]) -> Settings | None:
+def settings_of(result: pd.Series[Any]) -> Settings | None:
     """Of a row of a table of results, by column; None where a configuration does not say, or for all of it where none
     is known."""
     return _settings().get(tuple(str(result[key]) for key in RUN))

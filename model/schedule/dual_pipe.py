@@ -50,7 +50,7 @@ def _half(sizes: Sizes[int]) -> Sizes[int]:
 
 def _mirrored(stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
     """The stage of half a pipeline that does the same, [P]."""
-    return np.minimum(stage, sizes.stages - 1 - stage)
+    return np.asarray(np.minimum(stage, sizes.stages - 1 - stage))
 
 
 def _half_column(sizes: Sizes[IntArray]) -> Sizes[IntArray]:
