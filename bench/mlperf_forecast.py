@@ -25,6 +25,7 @@ import numpy as np
 
 from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
+from studies.intervals import holds, interval
 from studies.public.answers import answers
 from studies.public.mlperf import mlperf_v4_v5
 from studies.public.run import Answer, PublicRun
@@ -40,14 +41,14 @@ def forecast(answer: Answer) -> Forecast:
     if answer.time is None:
         return {"reason": answer.reason}
     time = answer.time
-    return {"step_time_s": time.value, "interval_s": [time.low, time.high], "verdict": answer.verdict}
+    return {"step_time_s": time.value, "interval_s": interval(time), "verdict": answer.verdict}
 
 
 def figures(pairs: list[tuple[float, Forecast]]) -> dict[str, float]:
     """Errors of some runs: measured times, and predictions."""
     timed = [(measured_s, said) for measured_s, said in pairs if "step_time_s" in said]
     off = np.array([said["step_time_s"] / measured_s - 1 for measured_s, said in timed])
-    inside = [said["interval_s"][0] <= measured_s <= said["interval_s"][1] for measured_s, said in timed]
+    inside = [holds(said["interval_s"], measured_s) for measured_s, said in timed]
     refused = len(pairs) - len(timed) + sum(said["verdict"] == "does not fit" for _, said in timed)
     if not len(off):
         return {"runs": 0, "refused": refused}

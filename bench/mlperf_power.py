@@ -46,6 +46,7 @@ from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
 from moemodel.model.step.idle_power import idle_power_W
 from moemodel.model.step.system import system_of
+from studies.intervals import holds, interval
 from studies.public.mlperf_logs import runs
 from studies.public.mlperf_power import FIRST_HOST_POWER_W, GPUS_OF_NODE, logs, plans, share_a_clock
 from studies.public.run import calibration_of
@@ -67,12 +68,12 @@ def forecast(plan: Plan) -> dict[str, Any]:
     it_J = told.energy.it_J
     return {
         "step_time_s": told.step_time_s.value,
-        "step_time_interval_s": [told.step_time_s.low, told.step_time_s.high],
+        "step_time_interval_s": interval(told.step_time_s),
         "gpu_power_W": told.power_W.value,
         "gpu_energy_J": told.energy.gpu_J.value,
         "host_power_W": plan.site.host_power_W,
         "it_energy_J": it_J.value,
-        "it_energy_interval_J": [it_J.low, it_J.high],
+        "it_energy_interval_J": interval(it_J),
         "node_power_W": it_J.value / told.step_time_s.value / _nodes(plan),
     }
 
@@ -117,13 +118,9 @@ def errors(told: Row, found: Mapping[str, float], idle_W: float) -> dict[str, fl
         "step_energy": told["it_energy_J"] / step_J - 1,
         "late_node_power": late_J / step_J - 1,
         "gpus_alone": told["gpu_energy_J"] / step_J - 1,
-        "step_time_inside": _holds(told["step_time_interval_s"], found["step_s"]),
-        "step_energy_inside": _holds(told["it_energy_interval_J"], step_J),
+        "step_time_inside": float(holds(told["step_time_interval_s"], found["step_s"])),
+        "step_energy_inside": float(holds(told["it_energy_interval_J"], step_J)),
     } | ({"dc_node_power": told["node_power_W"] / found["node_dc_W"] - 1} if "node_dc_W" in found else {})
-
-
-def _holds(interval: list[float], value: float) -> float:
-    return float(interval[0] <= value <= interval[1])
 
 
 def unsaid(found: Mapping[str, float]) -> dict[str, float]:

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from studies.public.mllog import Event, events, spans, steps_of
+
 BENCHMARKS = ("gpt3", "llama31_405b", "llama2_70b_lora")
 COLUMNS: tuple[str, ...] = (
     *("round", "submitter", "system", "nodes", "acc_per_node", "accelerator", "benchmark", "result_file"),
@@ -30,7 +32,6 @@ COLUMNS: tuple[str, ...] = (
 _THROUGHPUT = "throughput"
 _OF_TRAINING = ("train_step_time", "train_step_timing in s", _THROUGHPUT)
 _WHOLE_RUN = ("run_start", "run_stop")
-_LINE = ":::MLLOG "
 _RESULT = re.compile(r"(?P<submitter>[^/]+)/results/(?P<system>[^/]+)/(?P<benchmark>[^/]+)/(?P<file>result_[^/]*\.txt)")
 _BLOCK_STEP = "block_step_time"
 
@@ -64,17 +65,17 @@ def rows(clone: Path, seen: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
         except subprocess.CalledProcessError:
             print(f"{name}: not in this clone", file=sys.stderr)
             continue
-        events = list(_events(log))
-        run = (f"{result['submitter']} {result['system']}", _first_ms(events, _WHOLE_RUN[0]))
+        said = list(events(log))
+        run = (f"{result['submitter']} {result['system']}", _first_ms(said, _WHOLE_RUN[0]))
         if run not in seen:
             seen.add(run)
-            yield from of_events(events, {"round": found[0] if found else "", **_of_system(system), **_of_name(result)})
+            yield from of_events(said, {"round": found[0] if found else "", **_of_system(system), **_of_name(result)})
 
 
-def of_events(events: list[dict[str, Any]], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def of_events(log: list[Event], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of one result file."""
-    said = {event["key"]: event["value"] for event in events}
-    start_ms, stop_ms = (_first_ms(events, key) for key in _WHOLE_RUN)
+    said = {event["key"]: event["value"] for event in log}
+    start_ms, stop_ms = (_first_ms(log, key) for key in _WHOLE_RUN)
     gbs = int(said["global_batch_size"])
     common = known | {
         "gbs": gbs,
@@ -82,49 +83,29 @@ def of_events(events: list[dict[str, Any]], known: dict[str, Any]) -> Iterator[d
         "seq": said.get("max_sequence_length"),
         "run_minutes": round((stop_ms - start_ms) / 60_000, 3) if stop_ms else None,
     }
-    stats = _tracked(events) or {_BLOCK_STEP: _of_blocks(events, gbs, said.get("max_sequence_length"))}
+    stats = _tracked(log) or {_BLOCK_STEP: _of_blocks(log, gbs, said.get("max_sequence_length"))}
     for key, values in stats.items():
         p10, median, p90 = (round(float(each), 5) for each in np.percentile(values, (10, 50, 90)))
         statistic = {"stat_key": key.removesuffix(" in s"), "n_stats": len(values)}
         yield common | statistic | {"median": median, "p10": p10, "p90": p90}
 
 
-def _events(log: str) -> Iterator[dict[str, Any]]:
-    """Lines of logs can stand behind a rank, and within each other."""
-    for text in log.split(_LINE)[1:]:
-        try:
-            event, _ = json.JSONDecoder().raw_decode(text)
-        except json.JSONDecodeError:
-            continue
-        yield event
-
-
-def _tracked(events: list[dict[str, Any]]) -> dict[str, list[float]]:
-    points = [event["value"] for event in events if event["key"] == "tracked_stats"]
+def _tracked(log: list[Event]) -> dict[str, list[float]]:
+    points = [event["value"] for event in log if event["key"] == "tracked_stats"]
     found = {key: [float(point[key]) for point in points if key in point] for key in _OF_TRAINING}
     found = {key: values for key, values in found.items() if values}
     return found if set(found) <= {_THROUGHPUT} else {key: found[key] for key in found if key != _THROUGHPUT}
 
 
-def _of_blocks(events: list[dict[str, Any]], gbs: int, seq: int | None) -> list[float]:
-    """Step times of blocks; these count what was trained before them in samples, or their own tokens (GPT-3's)."""
-    times_s: list[float] = []
-    begun_ms = trained = 0
-    for event in events:
-        if event["key"] == "block_start":
-            begun_ms = event["time_ms"]
-        elif event["key"] == "block_stop" and begun_ms:
-            said = event["metadata"]
-            samples = said["epoch_count"] / (seq or 1) if "epoch_count" in said else said["samples_count"] - trained
-            trained = said.get("samples_count", 0)
-            if samples:
-                times_s.append((event["time_ms"] - begun_ms) * 1e-3 / (samples / gbs))
-    return times_s
+def _of_blocks(log: list[Event], gbs: int, seq: int | None) -> list[float]:
+    """Step times of blocks in which anything was trained."""
+    blocks = list(spans(log, "block"))
+    return [block.length_s / steps for block, steps in zip(blocks, steps_of(blocks, gbs, seq), strict=True) if steps]
 
 
-def _first_ms(events: list[dict[str, Any]], key: str) -> int:
+def _first_ms(log: list[Event], key: str) -> int:
     """0: there is none."""
-    return next((int(event["time_ms"]) for event in events if event["key"] == key), 0)
+    return next((int(event["time_ms"]) for event in log if event["key"] == key), 0)
 
 
 def _of_system(system: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from moemodel.model.records.calibration import Calibration, HostLane, OperatorFi
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from moemodel.model.step.system import System
 from studies.bridge_recipes import recipe
+from studies.mlperf_settings import settings_of
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
 BLACKWELL = "blackwell-throughput/megatron_bridge.csv"
@@ -740,16 +741,6 @@ def degree(cell: object) -> int:
     return max(int(text), 1) if text.isdigit() else 1
 
 
-# Plans of MLPerf submissions, from the configurations beside their results: tp, pp, cp, virtual stages.
-# gpt3: config_DGXH100_*x8x*x4x8_mbs1.sh, conf/custom.yaml; llama31_405b: config_DGXH200_*tp4pp8cp2.sh;
-# llama31_8b: config_DGXH100_*.sh (Cisco), config_XD670_8x8x1xtp1pp1cp2_8b.sh (HPE)
-MLPERF_PLANS = {
-    ("gpt3", ""): (4, 8, 1, 12),
-    ("llama31_405b", ""): (4, 8, 2, 8),
-    ("llama31_8b", "hpf_n8"): (1, 1, 1, 1),
-    ("llama31_8b", "hpf_n16"): (2, 1, 1, 1),
-    ("llama31_8b", "HPE-Cray-XD670-H200-SXM5-141GB_n8_25.09"): (1, 1, 2, 1),
-}
 _MLPERF_MODELS: dict[str, Callable[[], Architecture]] = {
     "gpt3": lambda: replace(read_architecture("gpt3-175b"), vocab=51200),  # 50257 and padding, as Megatron pads
     "llama31_405b": llama_405b,
@@ -770,10 +761,10 @@ def mlperf(folder: Path) -> Study:
         if benchmark not in models:
             continue
         first = results.iloc[0]
-        plan = MLPERF_PLANS.get((benchmark, ""), MLPERF_PLANS.get((benchmark, system)))
-        if plan is None:
+        settings = settings_of(first)
+        if settings is None:
             raise InputError(f"{folder / MLPERF}: no plan is known of {system}, {benchmark}")
-        tp, pp, cp, vp = plan
+        tp, pp, cp, vp = (int(settings[key]) for key in ("tp", "pp", "cp", "virtual_stages"))
         gpus = int(first["nodes"]) * int(first["acc_per_node"])
         rows.append(
             Row(

@@ -15,6 +15,7 @@ from typing import Any
 
 from moemodel.api import predict
 from moemodel.model.core.files import write_atomic
+from studies.intervals import holds, interval
 
 _BENCH = Path(__file__).parents[1]
 _PREDICTED = "predicted.json"
@@ -34,7 +35,7 @@ def forecast(plan: Path) -> dict[str, Any]:
     reserved_B = told.memory_B.value - terms_B["context"]
     return {
         "step_time_s": told.step_time_s.value,
-        "interval_s": [told.step_time_s.low, told.step_time_s.high],
+        "interval_s": interval(told.step_time_s),
         "energy_J": told.energy.gpu_J.value,
         "clock_MHz": told.clock_Hz.value / 1e6,
         "allocated_B": reserved_B - terms_B["fragmentation"],
@@ -66,9 +67,9 @@ def figures(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
             errors = [row[when][key] / row["measured"][key] - 1 for row in rows.values()]
             found[f"{prefix}{name}_mape"] = fmean(map(abs, errors))
             found[f"{prefix}{name}_signed"] = fmean(errors)
-        inside = [row[when]["interval_s"][0] <= row["measured"]["step_time_s"] for row in rows.values()]
-        below = [row["measured"]["step_time_s"] <= row[when]["interval_s"][1] for row in rows.values()]
-        found[f"{prefix}inside"] = fmean(a and b for a, b in zip(inside, below, strict=True))
+        found[f"{prefix}inside"] = fmean(
+            holds(row[when]["interval_s"], row["measured"]["step_time_s"]) for row in rows.values()
+        )
     return found
 
 

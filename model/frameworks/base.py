@@ -255,7 +255,7 @@ class Framework:
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         compiles_loss: the loss's kernels too.
-        masks_compiled: what torch.compile makes of it hands attention a mask of all pairs of tokens.
+        compiles_with_mask: what torch.compile makes of it hands attention a mask of all pairs of tokens.
         compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
             that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
@@ -330,7 +330,7 @@ class Framework:
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
             before it, by the kernel that activates them.
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
-        hands_out_logits: the program gets logits beside the loss, as float32 copies.
+        returns_logits: the program gets logits beside the loss, as float32 copies.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
         float32_shards: parameters of mixed precision are the float32 ones that states count; 16-bit ones are only
@@ -345,8 +345,8 @@ class Framework:
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
             every other product, attention, reduce-scatters and all-to-alls.
 
-        stops_repeating: a layer that runs again does so up to the last tensor that its backward pass reads, so that its
-            last product does not; left out: nor do sums over tensor-parallel ranks behind it.
+        recompute_stops_early: a layer that runs again does so up to the last tensor that its backward pass reads, so
+            that its last product does not; left out: nor do sums over tensor-parallel ranks behind it.
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
@@ -448,7 +448,7 @@ class Framework:
     attention: AttentionName | None = None
     compiles: bool = False
     compiles_loss: bool = True
-    masks_compiled: bool = False
+    compiles_with_mask: bool = False
     compiled: bool = False
     captured: bool = False
     captured_parts: CapturedParts | None = None
@@ -501,7 +501,7 @@ class Framework:
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
-    hands_out_logits: bool = False
+    returns_logits: bool = False
     logit_B: float | None = None
     part_logit_B: float | None = None
     float32_shards: bool = False
@@ -510,7 +510,7 @@ class Framework:
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
-    stops_repeating: bool = False
+    recompute_stops_early: bool = False
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)

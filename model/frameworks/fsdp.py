@@ -57,4 +57,4 @@ FSDP = replace(
 )
 
 # Before 2.1 torch's checkpoints ran whole layers again; as llm-foundry ran its benchmarks of 2022
-FSDP_1_13 = replace(FSDP, name="fsdp-1.13", stops_repeating=False)
+FSDP_1_13 = replace(FSDP, name="fsdp-1.13", recompute_stops_early=False)

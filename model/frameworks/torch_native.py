@@ -32,7 +32,7 @@ TORCH = Framework(
     selective="operators",
     # torch/utils/checkpoint.py, since 2.1: _StopRecomputationError, raised as the last tensor is saved, before the
     # product that reads it is computed
-    stops_repeating=True,
+    recompute_stops_early=True,
     program_chooses=True,
     memory_log_error=0.0,  # its own runs, which the calibration states the error of
     overlapped=frozenset({"parameters", "gradients"}),

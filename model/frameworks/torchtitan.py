@@ -137,5 +137,5 @@ TORCHTITAN_0_2 = replace(
         host_waits=HostWaits(spread=1),  # how many rows others send (distributed/expert_parallel.py, _token_dispatch)
     ),
     keeps_expert_outputs=False,  # as rows of choices, in float32 (`_EXPERT_KERNELS`)
-    stops_repeating=False,  # `activation_checkpoint.early_stop` (config/job_config.py) is off
+    recompute_stops_early=False,  # `activation_checkpoint.early_stop` (config/job_config.py) is off
 )

@@ -99,8 +99,8 @@ TRANSFORMERS = replace(
     data_parallel_only=True,  # tensor parallelism of its models and what Accelerate adds are left out
     # masking_utils.py makes none only where it may read tensors, and is_causal is then left (integrations/
     # sdpa_attention.py), which repeats keys and values in that case, too
-    masks_compiled=True,
-    hands_out_logits=True,  # accelerate/utils/operations.py, convert_outputs_to_fp32, on all that a model returns
+    compiles_with_mask=True,
+    returns_logits=True,  # accelerate/utils/operations.py, convert_outputs_to_fp32, on all that a model returns
     fused_optimizer=True,  # training_args.py: adamw_torch_fused
     # The loss of every micro-batch is looked at for NaN (trainer.py, logging_nan_inf_filter), and whether its sequences
     # are packed (masking_utils.py, find_packed_sequence_indices). Meanwhile and around them the device stands idle: on

@@ -141,7 +141,7 @@ class HeadBlock:
     def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
         width = self.architecture.head_outputs / self._shards(batch.tp)
-        if batch.framework.hands_out_logits:
+        if batch.framework.returns_logits:
             yield elementwise(batch.tokens * width, _WIDENED, ())
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
         if batch.framework.eager_loss and not self.architecture.classes:

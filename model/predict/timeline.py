@@ -63,6 +63,14 @@ class ClockedPower:
     busy_waiting_W: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OverlapPasses:
+    """Passes of a micro-batch that hide what is exchanged once in a run of a schedule, [P, 1]."""
+
+    forward: FloatArray
+    backward: FloatArray
+
+
 class PipelineStep:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
@@ -88,6 +96,7 @@ class PipelineStep:
         loading = machine.data_loading
         read_s = np.zeros(len(p)) if loading is None else loading.step_s(p.micro_batches * p.micro_batch, p.dp)
         self._read_s = read_s[:, None]
+        self._overlap_passes = self._overlap_passes_of_classes()
 
     def take(self, rows: IntArray) -> PipelineStep:
         """The plans at these rows, repeated as asked; of the work of the device at the highest clock alone."""
@@ -98,6 +107,7 @@ class PipelineStep:
         some.m = at_rows(self.m, rows)
         some._async_launch, some._busy_waits = at_rows(self._async_launch, rows), at_rows(self._busy_waits, rows)
         some._read_s = at_rows(self._read_s, rows)
+        some._overlap_passes = [take_rows(passes, rows) for passes in self._overlap_passes]
         return some
 
     def _launches_asynchronously(self, machine: System) -> BoolArray:
@@ -153,20 +163,34 @@ class PipelineStep:
         """
         slowest_s = largest([f + b for f, b in zip(forward, backward, strict=True)])
         exposed = [
-            _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s, self.hiding_passes)
-            for cost, forward_s, backward_s in zip(self.costs, forward, backward, strict=True)
+            _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s, passes)
+            for cost, forward_s, backward_s, passes in zip(
+                self.costs, forward, backward, self._overlap_passes, strict=True
+            )
         ]
         return np.asarray(largest(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
-    @property
-    def hiding_passes(self) -> FloatArray:
-        """Passes of a micro-batch that hide what is exchanged once in a run of a schedule, [P, 1]. Where chunks of a
-        stage take turns, the parameters of the last one are needed when as many micro-batches as there are stages have
-        passed all others; the gradients of the last but one come as long before the end (Narayanan et al. 2021, section
-        2.2; Megatron-LM, core/pipeline_parallel/schedules.py: grad_sync_func, param_sync_func)."""
-        plans = self.plans
-        before = np.minimum(plans.pp, plans.scheduled) * (1 - 1 / plans.virtual_stages)
-        return np.asarray(np.where(plans.zero_stage <= 1, np.maximum(before, 1.0), 1.0)[:, None])
+    def _overlap_passes_of_classes(self) -> list[_OverlapPasses]:
+        """Of each class of stages, of which the last one has the fewest (no schedule gives a later stage more). Where
+        chunks of a stage take turns, the parameters of the last one are needed when others have passed; the gradients
+        of the one that ends first come as long before the end (Narayanan et al. 2021, section 2.2; Megatron-LM,
+        core/pipeline_parallel/schedules.py: grad_sync_func, param_sync_func). One pass hides what is exchanged around
+        it, and under ZeRO 2 and 3 in it."""
+        plans, stage = self.plans, np.zeros(len(self.plans), dtype=np.int64)
+        once = plans.zero_stage <= 1
+        found = []
+        for count in self.counts:
+            stage = stage + (count if isinstance(count, int) else count[:, 0])
+            last = np.clip(stage - 1, 0, plans.pp - 1)
+            forward = plans.schedules.overlap_passes_forward(last)
+            backward = plans.schedules.overlap_passes_backward(last)
+            found.append(
+                _OverlapPasses(
+                    forward=np.where(once, np.maximum(forward, 1.0), 1.0)[:, None],
+                    backward=np.where(once, np.maximum(backward, 1.0), 1.0)[:, None],
+                )
+            )
+        return found
 
     def _passes_s(
         self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
@@ -336,9 +360,9 @@ def _late_step_s(device_s: FloatArray, cost: StageCost) -> FloatArray:
 
 
 def _exposed_of_step_s(
-    cost: StageCost, forward_s: FloatArray, backward_s: FloatArray, idle_s: FloatArray, hiding: FloatArray
+    cost: StageCost, forward_s: FloatArray, backward_s: FloatArray, idle_s: FloatArray, passes: _OverlapPasses
 ) -> FloatArray:
-    """What passes of a micro-batch, `hiding` of them where one would, and the time between them, do not hide of the
+    """What passes of a micro-batch, `passes` of them where one would, and the time between them, do not hide of the
     exchange over data-parallel ranks (see `step.data_parallel`). What is idle hides what comes with either pass, but
     only once."""
     exchange = cost.step_exchange
@@ -347,8 +371,8 @@ def _exposed_of_step_s(
         windows_s = (_free_s(forward_s, cost.forward_exchange), _free_s(backward_s, cost.backward_exchange))
     behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * windows_s[0]
     behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * windows_s[1]
-    passes_forward = hiding * exchange.forward_passes[:, None]
-    passes_backward = hiding * exchange.backward_passes[:, None]
+    passes_forward = passes.forward * exchange.forward_passes[:, None]
+    passes_backward = passes.backward * exchange.backward_passes[:, None]
     hidden_forward_s = _overlapped_s(exchange.forward, passes_forward * (behind_forward_s + idle_s))
     hidden_backward_s = _overlapped_s(exchange.backward, passes_backward * (behind_backward_s + idle_s))
     together_s = hidden_forward_s / passes_forward + hidden_backward_s / passes_backward

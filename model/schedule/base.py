@@ -172,6 +172,16 @@ class Schedule(ABC):
         """Micro-batches whose weight gradients a stage puts off, [P]."""
         return np.zeros_like(sizes.micro_batches)
 
+    def overlap_passes_forward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """Forward passes of a stage before the chunk that it begins last begins: the overlap window of this chunk's
+        parameters. In passes of a micro-batch, a chunk's count as 1 / v, [P]."""
+        return np.zeros(np.shape(sizes.micro_batches))
+
+    def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """Backward passes of a stage behind the last one of the chunk that ends first: the overlap window of this
+        chunk's gradients. As of forward passes; where they are split, either part counts as half a pass, [P]."""
+        return np.zeros(np.shape(sizes.micro_batches))
+
     def earlier_losses(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
         return self.deferred(stage, sizes)

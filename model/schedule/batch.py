@@ -124,6 +124,14 @@ class PlanSchedules:
         """Micro-batches whose weight gradients a stage puts off, [P]."""
         return self._each(lambda schedule, sizes, rows: schedule.deferred(_at(stage, rows), sizes))
 
+    def overlap_passes_forward(self, stage: int | IntArray) -> FloatArray:
+        """Forward passes of a micro-batch before a stage begins the last one of its chunks, [P]."""
+        return self._each(lambda schedule, sizes, rows: schedule.overlap_passes_forward(_at(stage, rows), sizes))
+
+    def overlap_passes_backward(self, stage: int | IntArray) -> FloatArray:
+        """Backward passes of a micro-batch behind the first chunk that a stage ends, [P]."""
+        return self._each(lambda schedule, sizes, rows: schedule.overlap_passes_backward(_at(stage, rows), sizes))
+
     def earlier_losses(self, stage: int | IntArray) -> FloatArray:
         """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
         return self._each(lambda schedule, sizes, rows: schedule.earlier_losses(_at(stage, rows), sizes))

@@ -37,9 +37,20 @@ class DualPipe(DualPipeV):
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
         return super().in_flight(stage, _half_column(sizes))
 
+    def overlap_passes_forward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
+        return super().overlap_passes_forward(_mirrored(stage, sizes), _half_column(sizes))
+
+    def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
+        return super().overlap_passes_backward(_mirrored(stage, sizes), _half_column(sizes))
+
 
 def _half(sizes: Sizes[int]) -> Sizes[int]:
     return Sizes(stages=sizes.stages // 2, virtual=sizes.virtual, micro_batches=sizes.micro_batches // 2)
+
+
+def _mirrored(stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
+    """The stage of half a pipeline that does the same, [P]."""
+    return np.asarray(np.minimum(stage, sizes.stages - 1 - stage))
 
 
 def _half_column(sizes: Sizes[IntArray]) -> Sizes[IntArray]:

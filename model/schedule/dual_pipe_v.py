@@ -91,6 +91,18 @@ class DualPipeV(Schedule):
         (DualPipe: the number of chunks and one, table 2)."""
         return np.asarray(np.minimum(sizes.stages + 0.5, sizes.micro_batches))
 
+    def overlap_passes_forward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
+        """Those of the near chunk while a micro-batch goes down the V and back up: fewer, the nearer to its turn."""
+        near = 2 * (sizes.stages - 1 - stage) + 1
+        return np.asarray(np.minimum(near, sizes.micro_batches) / 2)
+
+    def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
+        """Those of the near chunk behind the far one's. Stage s puts off s + 1 weight gradients before its last n - 1 -
+        s passes for inputs, the s-th of them the far chunk's last."""
+        inputs = np.maximum(sizes.stages - 2 * stage, 0)
+        weights = sizes.stages - stage
+        return np.asarray((inputs + weights) / 2 / 2)  # parts of a pass, and chunks
+
 
 class _Pen:
     """Writes down the order of one stage; passes of a kind through a chunk take micro-batches in turn."""

@@ -37,9 +37,32 @@ class Interleaved(Schedule):
         return slowest_stage(times, sizes.micro_batches, filling=sizes.virtual)
 
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
-        each = np.where(np.asarray(sizes.round) > 0, sizes.round, sizes.stages)
-        chunks = (sizes.virtual - 1) * each + 2 * (sizes.stages - 1 - stage) + 1
+        chunks = (sizes.virtual - 1) * _round(sizes) + 2 * (sizes.stages - 1 - stage) + 1
         return np.minimum(chunks / sizes.virtual, sizes.micro_batches)
+
+    def overlap_passes_forward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """The first round, through all chunks but the last one."""
+        return turns_before_last_chunk(sizes) / sizes.virtual
+
+    def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """The last round, through all chunks but the last one, whose gradients are ready first."""
+        return turns_after_last_chunk(sizes) / sizes.virtual
+
+
+def turns_before_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
+    """Forward passes of a stage's other chunks before its last one begins, [P]."""
+    return np.asarray((sizes.virtual - 1) * np.minimum(_round(sizes), sizes.micro_batches))
+
+
+def turns_after_last_chunk(sizes: Sizes[IntArray]) -> IntArray:
+    """Backward passes of a stage's other chunks behind those of its last one, [P]: of a round that may be shorter."""
+    before = (sizes.micro_batches - 1) // _round(sizes) * _round(sizes)
+    return np.asarray((sizes.virtual - 1) * (sizes.micro_batches - before))
+
+
+def _round(sizes: Sizes[IntArray]) -> IntArray:
+    """Micro-batches of a round, [P]."""
+    return np.where(np.asarray(sizes.round) > 0, sizes.round, sizes.stages)
 
 
 def turns(stage: int, sizes: Sizes[int], *, back: bool = False) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes, Work
-from moemodel.model.schedule.interleaved import turns
+from moemodel.model.schedule.interleaved import turns, turns_after_last_chunk, turns_before_last_chunk
 
 _TOLERANCE = 1e-4  # of a step
 # Micro-batches that are walked: some rounds, and so many at least; and turns of all stages that are walked at most.
@@ -79,6 +79,16 @@ class ZeroBubble(Schedule):
 
     def deferred(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         return np.minimum(stage, sizes.micro_batches)
+
+    def overlap_passes_forward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """As under `interleaved`."""
+        return turns_before_last_chunk(sizes) / sizes.virtual
+
+    def overlap_passes_backward(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
+        """As under `interleaved`, but that so many passes more are for inputs before the last weight gradients of the
+        last chunk as a stage puts off."""
+        after = turns_after_last_chunk(sizes)
+        return np.asarray((np.maximum(after - stage, 0) + after) / 2 / sizes.virtual)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit 
              every micro-batch; also in a pipeline
 
 Where chunks of a stage take turns, what ZeRO 0 and 1 exchange once is hidden by more passes than one: all but those of
-the chunk that begins (`predict.timeline`, `hiding_passes`).
+the chunk that begins (`schedule.base`, `overlap_passes_forward`, `overlap_passes_backward`).
 
 Where a plan says how many parameters a bucket has (`bucket_parameters`), buckets take the place of layers.
 

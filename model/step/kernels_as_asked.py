@@ -19,7 +19,7 @@ COMPILED: frozenset[FusedOperator] = frozenset(
 _COMPILED_LOSS_B = (4.0, 4.0)
 _COMPILED_LOGIT_B = 4.0  # of which the 16-bit logits and that gradient stay
 # Where float32 logits are an output of the program as well: these, and zeros that the targets' gradients are put in
-_HANDED_OUT_LOGIT_B = 8.0
+_RETURNED_LOGIT_B = 8.0
 # Of a fused one, as Transformer Engine's and Liger's Triton kernels: read twice, the gradient written in their place;
 # backward this is scaled
 FUSED_LOSS_B = (6.0, 4.0)
@@ -38,7 +38,7 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
-    if found.masks_compiled and found.attention == "cudnn-masked":
+    if found.compiles_with_mask and found.attention == "cudnn-masked":
         found = replace(found, repeats_keys=True)
     if plan.collective_checks:
         found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
@@ -62,12 +62,12 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
         return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
     # of what runs again the graph has only what leads to a gradient (torch/_functorch/partitioners.py)
     made = framework.fused_kernels | COMPILED
-    found = replace(framework, fused_kernels=made, compiled=True, stops_repeating=True)
-    if framework.masks_compiled:
+    found = replace(framework, fused_kernels=made, compiled=True, recompute_stops_early=True)
+    if framework.compiles_with_mask:
         found = replace(found, attention="cudnn-masked")
     if framework.fused_loss_B is not None or not framework.compiles_loss:
         return found
-    logit_B = _HANDED_OUT_LOGIT_B if framework.hands_out_logits else _COMPILED_LOGIT_B
+    logit_B = _RETURNED_LOGIT_B if framework.returns_logits else _COMPILED_LOGIT_B
     return replace(found, fused_loss_B=_COMPILED_LOSS_B, logit_B=logit_B)
 
 

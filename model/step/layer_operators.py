@@ -89,7 +89,7 @@ class Workload:
         forward: Sequence[LayerOp] = self._forward(layer)
         # eager products of cast operands save these behind their kernels (torch.autograd.Function, save_for_backward)
         saves_late = self.framework.dropout or (self.batch.recipe.casts and not self.framework.compiled)
-        if self.framework.stops_repeating and not saves_late:
+        if self.framework.recompute_stops_early and not saves_late:
             forward = before_last_product(forward)
         found: dict[tuple[tuple[str, ...], bool], list[Call]] = {}
         for op, kept in zip(forward, saved(forward), strict=True):

@@ -48,16 +48,16 @@ def plans(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def answers(run_bench: Run, plans: Path, *options: str) -> dict[str, Any]:
-    asked = ("--only", "cases", "group")
-    done = run_bench("public_runs.py", "--json", *asked, "--cases", plans, "--data", plans / "none", *options)
+def answers(run_bench: Run, plans: Path, *only: str) -> dict[str, Any]:
+    """Figures of some groups, by name."""
+    done = run_bench("public_runs.py", "--json", "--only", *only, "--cases", plans, "--data", plans / "none")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
-    found = answers(run_bench, plans, "--only", "cases", "group")
+    found = answers(run_bench, plans, "cases", "group")
     assert set(found) == {"cases", "group"}
     assert found["cases"]["rows"] == found["cases"]["timed"] == found["cases"]["memory_rows"] == 1
     # three runs of the group can be told apart by what was published; a plan that is none was run all the same
@@ -83,7 +83,7 @@ def test_without_data_what_lies_in_the_repository_is_left(rerun_bench: Run, tmp_
         "mlperf-v4-v5",
     }
     assert all(read() for read in there.values())
-    found = answers(rerun_bench, tmp_path / "no", "--only", "foundry-a100")["foundry-a100"]  # and what begins so
+    found = answers(rerun_bench, tmp_path / "no", "foundry-a100")["foundry-a100"]  # and what begins so
     assert (found["rows"], found["timed"], found["refused"], found["not_read"]) == (59, 59, 0, 0)
 
 

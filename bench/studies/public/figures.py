@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from moemodel.model.core.arrays import FloatArray
+from studies.intervals import holds, interval
 from studies.public.run import Answer, PublicRun
 
 Group = Sequence[tuple[PublicRun, Answer]]
@@ -41,10 +42,7 @@ def _of_time(group: Group) -> dict[str, float]:
     if not pairs:
         return {}
     off = np.array([time.value / published_s - 1 for time, published_s in pairs])
-    inside = [
-        time.low is not None and time.high is not None and time.low <= published_s <= time.high
-        for time, published_s in pairs
-    ]
+    inside = [holds(interval(time), published_s) for time, published_s in pairs]
     return {
         "mape": float(np.abs(off).mean()),
         "signed": float(off.mean()),

@@ -10,21 +10,19 @@ there is named, and not read.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from studies.mlperf_settings import RUN, settings_of
 from studies.public.models import model
 from studies.public.run import PublicRun, plan_or_refusal
 from studies.runs import MLPERF, TIMED
 
 _MEASURED = Path(__file__).parents[2] / "measured"
-_RESULTS, _SETTINGS = "mlperf-v4-v5.csv", "mlperf-settings.csv"
-_RUN = ("round", "submitter", "system", "benchmark")
+_RESULTS = "mlperf-v4-v5.csv"
 
 LORA = "llama2_70b_lora"
 # what a benchmark trains, and what of it no configuration may choose: account_for_embedding_in_pipeline_split, and of
@@ -70,7 +68,7 @@ def mlperf_v4_v5() -> list[PublicRun]:
 
 def _runs(table: pd.DataFrame) -> list[PublicRun]:
     known = table[table["stat_key"].map(lambda key: _is_time(str(key)) or key == "throughput")]
-    return [_run(results) for _, results in known.groupby(list(_RUN), sort=False)]
+    return [_run(results) for _, results in known.groupby(list(RUN), sort=False)]
 
 
 def _is_time(key: str) -> bool:
@@ -82,7 +80,7 @@ def _run(results: pd.DataFrame) -> PublicRun:
     benchmark = str(first["benchmark"])
     gpus = int(first["nodes"]) * int(first["acc_per_node"])
     label = f"{first['round']} {benchmark} {first['submitter']} {first['system']} x{gpus}"
-    settings = _settings().get(tuple(str(first[key]) for key in _RUN))
+    settings = settings_of(first)
     if settings is None or benchmark not in _BENCHMARKS:
         why = "no model or no plan of it is known here"
         return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
@@ -128,17 +126,3 @@ def document(
 
 def _said(settings: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
     return {key: settings[key] for key in columns if settings.get(key) is not None}
-
-
-@cache
-def _settings() -> dict[tuple[str, ...], dict[str, Any]]:
-    """By run; None where a configuration does not say."""
-    with (_MEASURED / _SETTINGS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {tuple(row[key] for key in _RUN): {key: _value(text) for key, text in row.items()} for row in rows}
-
-
-def _value(text: str) -> int | bool | str | None:
-    if text in ("true", "false"):
-        return text == "true"
-    return int(text) if text.isdigit() else text or None

@@ -8,18 +8,16 @@ the readings count whose whole time lies within a block.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
+from studies.public.mllog import Event, events, spans, steps_of
 
-_MARK = ":::MLLOG "
 _TIMER = "train_step_timing in s"
 # A steady reading stands for no longer than this: nodes of SMC were read every 2 s, but for gaps of up to 20 s in which
 # nobody knows what they drew; Dell's every 1 to 2 s
@@ -28,7 +26,6 @@ _LONGEST_S = 3.0
 _SHIFTS_S = np.arange(-30.0, 31.0)
 
 Span = tuple[float, float]
-Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,23 +94,16 @@ class TimedRun:
         """From the log of a run."""
         told = list(events(text))
         batch = next(int(event["value"]) for event in told if event["key"] == "global_batch_size")
-        blocks = _spans(told, "block")
+        blocks = list(spans(told, "block"))
+        block_s = tuple(block.time_s for block in blocks)
         timed = [(_time_s(event), event["value"][_TIMER]) for event in told if _is_timed(event)]
         return cls(
-            span=_spans(told, "run")[0],
-            blocks=blocks,
-            steps=_steps_by_timer(blocks, timed) if timed else _steps_by_samples(told, batch),
-            evaluations=_spans(told, "eval"),
+            span=next(spans(told, "run")).time_s,
+            blocks=block_s,
+            steps=_steps_by_timer(block_s, timed) if timed else tuple(int(count) for count in steps_of(blocks, batch)),
+            evaluations=tuple(evaluation.time_s for evaluation in spans(told, "eval")),
             timer_s=float(np.median([value for _, value in timed])) if timed else None,
         )
-
-
-def events(text: str) -> Iterator[Event]:
-    """What a log holds in MLPerf's form."""
-    for line in text.splitlines():
-        _, mark, event = line.partition(_MARK)
-        if mark:
-            yield json.loads(event)
 
 
 def _time_s(event: Event) -> float:
@@ -124,20 +114,8 @@ def _is_timed(event: Event) -> bool:
     return event["key"] == "tracked_stats" and _TIMER in event["value"]
 
 
-def _spans(told: Sequence[Event], name: str) -> tuple[Span, ...]:
-    starts = [_time_s(event) for event in told if event["key"] == f"{name}_start"]
-    stops = [_time_s(event) for event in told if event["key"] == f"{name}_stop"]
-    return tuple(zip(starts, stops, strict=True))
-
-
 def _steps_by_timer(blocks: Sequence[Span], timed: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     return tuple(sum(start_s <= time_s <= stop_s for time_s, _ in timed) for start_s, stop_s in blocks)
-
-
-def _steps_by_samples(told: Sequence[Event], batch: int) -> tuple[int, ...]:
-    """Logs of LoRA count samples from the start of the run to the end of a block."""
-    samples = [int(event["metadata"]["samples_count"]) for event in told if event["key"] == "block_stop"]
-    return tuple(int(count) for count in np.diff(samples, prepend=0) // batch)
 
 
 def switches_W(text: str) -> float:

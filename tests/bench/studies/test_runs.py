@@ -142,10 +142,10 @@ def test_rows_of_models_with_experts(tmp_path: Path) -> None:
 def test_rows_of_mlperf(tmp_path: Path) -> None:
     columns = "round,submitter,system,nodes,acc_per_node,accelerator,benchmark,gbs,seq,stat_key,median"
     rows = """
-v3,A,one,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,train_step_timing,11
-v3,A,one,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,train_step_timing,13
-v3,A,one,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,validation_step_timing,1
-v5,B,two,64,8,NVIDIA H200-SXM5-141GB,llama31_405b,1152,8192,train_step_time,50
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,train_step_timing,11
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,train_step_timing,13
+v3.1,NVIDIA,eos_n64_ngc23.09_nemo,64,8,NVIDIA H100-SXM-80GB,gpt3,2048,2048,validation_step_timing,1
+v5.1,Nebius,nebius_h200_n64,64,8,NVIDIA H200-SXM5-141GB,llama31_405b,1152,8192,train_step_time,50
 v5,C,three,1,8,NVIDIA H200-SXM5-141GB,llama2_70b_lora,8,,train_step_time,3
 """
     study = mlperf(write(tmp_path, MLPERF, columns + rows))

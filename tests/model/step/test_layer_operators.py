@@ -116,7 +116,7 @@ def test_recomputing_adds_a_forward_pass_or_its_attention(batch: Batch, name: st
     core = flops(calls, Phase.FORWARD, core=True) * np.ones(3)
     products = [call for call in calls if call.phase is Phase.FORWARD and call.kind is Kind.GEMM]
     # whose output nothing reads backward; what weights rows of experts reads theirs
-    stops = FRAMEWORKS[backend].stops_repeating and name == "opt-350m"
+    stops = FRAMEWORKS[backend].recompute_stops_early and name == "opt-350m"
     last = flops(products[-1:], Phase.FORWARD)[0] * stops
     if FRAMEWORKS[backend].selective == "core":
         assert selective - none == pytest.approx(core[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,8 @@ from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
-from moemodel.model.predict.timeline import PipelineStep
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.schedule.base import Sizes, Work
-from moemodel.model.schedule.interleaved import Interleaved
+from moemodel.model.schedule.batch import PlanSchedules
 from moemodel.model.step.system import system_of
 
 DP, PP, MICRO_BATCHES = 8, 4, 8
@@ -37,40 +36,15 @@ def document(virtual: int, **parallel: Any) -> dict[str, Any]:
     }
 
 
-def exposed_s(virtual: int, calibration: Calibration, **parallel: Any) -> float:
-    plan = Plan.model_validate(document(virtual, **parallel))
+def exposed_s(virtual: int, calibration: Calibration, more: Mapping[str, Any] | None = None, **parallel: Any) -> float:
+    plan = Plan.model_validate(document(virtual, **parallel) | dict(more or {}))
     found = predict(architecture_of(plan), batch_of(plan), system_of(plan, calibration))
     return float(found.exposed_communication_s[0])
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, passes: float) -> None:
-    monkeypatch.setattr(PipelineStep, "hiding_passes", np.array([[passes]]))
-
-
-@pytest.mark.parametrize(("stages", "virtual", "micro_batches"), [(4, 2, 8), (2, 4, 2), (8, 3, 16)])
-def test_they_are_those_before_the_last_chunk_begins_and_behind_the_first_that_ends(
-    stages: int, virtual: int, micro_batches: int
-) -> None:
-    """Counted in the order of the schedule."""
-    order = Interleaved().order(0, Sizes(stages=stages, virtual=virtual, micro_batches=micro_batches))
-    last = (virtual - 1) * stages  # chunk of stage 0: whose parameters are needed last, and gradients ready first
-    forward = [work for work in order if work.kind == "F"]
-    backward = [work for work in order if work.kind == "B"]
-    before = _places(forward, last)[0]
-    after = len(backward) - 1 - _places(backward, last)[-1]
-    step = object.__new__(PipelineStep)
-    plan = Plan.model_validate(
-        document(virtual, pp=stages, dp=1)
-        | {"global_batch": micro_batches, "layers": stages * virtual}
-        | {"cluster": {"gpu": "h100-sxm-80gb", "gpus": stages}}
-    )
-    step.plans = batch_of(plan)
-    assert before == after
-    assert step.hiding_passes[0, 0] == pytest.approx(before / virtual)
-
-
-def _places(passes: list[Work], chunk: int) -> list[int]:
-    return [place for place, work in enumerate(passes) if work.chunk == chunk]
+    for way in ("forward", "backward"):
+        monkeypatch.setattr(PlanSchedules, f"overlap_passes_{way}", lambda *_: np.array([passes]))
 
 
 def test_every_one_hides_as_much(calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +67,24 @@ def test_one_pass_hides_what_is_exchanged_around_it(
     usual = exposed_s(virtual, calibration, zero_stage=zero)
     asked(monkeypatch, 1.0)
     assert exposed_s(virtual, calibration, zero_stage=zero) == usual
+
+
+def test_a_v_s_stages_have_their_own(calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one holds both ends of the model, and has most passes to hide them; the last one has half of one."""
+    v = {"schedule": "dualpipe-v"}
+    usual = exposed_s(2, calibration, v)
+    few = PlanSchedules.overlap_passes_forward
+    stages: list[int] = []
+    monkeypatch.setattr(PlanSchedules, "overlap_passes_forward", lambda s, at: stages.extend(at) or few(s, at))
+    assert exposed_s(2, calibration, v) == usual
+    assert {0, PP - 1} <= set(stages)
+    asked(monkeypatch, 1.0)
+    assert exposed_s(2, calibration, v) > usual
+    asked(monkeypatch, 3.5)
+    assert exposed_s(2, calibration, v) < usual
+
+
+def test_longer_rounds_hide_more(calibration: Calibration) -> None:
+    usual = exposed_s(2, calibration)
+    assert exposed_s(2, calibration, {"micro_batches_per_round": PP}) == usual
+    assert exposed_s(2, calibration, {"micro_batches_per_round": MICRO_BATCHES}) < usual
