@@ -12,7 +12,9 @@ from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.adapted_model import model_adapters
+from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.flops import model_flops
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
@@ -143,13 +145,79 @@ def test_inputs_that_nobody_needs_are_not_kept(found: Callable[..., Prediction])
 def test_dropout_reads_and_writes_inputs_and_its_mask(
     volumes: Callable[..., StepVolumes], found: Callable[..., Prediction]
 ) -> None:
-    """Five bytes of an element either way; the mask stays, a byte."""
+    """Five bytes of an element either way. The mask stays, a byte, and what dropout has left: in place of a norm's
+    output, but beside attention's, which attention reads backward."""
     elements = LAYERS * TOKENS * 2 * H  # inputs of attention, and of its output's product
     lora = {"targets": ["qkv", "proj"]}
     moved_B = [volumes(**lora, dropout=drops).memory_traffic_B[0] for drops in (False, True)]
     assert moved_B[1] - moved_B[0] == pytest.approx(4 * 2 * 5 * elements)
     kept = [found({"rank": 16, "dropout": d} | lora).memory_terms_B["activations"][0] for d in (False, True)]
-    assert kept[1] - kept[0] == pytest.approx(elements, rel=0.01)
+    assert kept[1] - kept[0] == pytest.approx(elements + 2 * elements / 2, rel=0.01)
+
+
+@pytest.fixture
+def kept_B() -> Callable[..., float]:
+    """Of a layer of Llama 3 70B, of a micro-batch of 8,192 tokens."""
+
+    def make(lora: dict[str, Any] | None, **others: Any) -> float:
+        parallel = {"tp": 4, "sequence_parallel": True} | others.pop("parallel", {})
+        made = Plan.model_validate(
+            {
+                "architecture": "llama-3-70b",
+                "sequence_length": 8192,
+                "global_batch": 1,
+                "backend": "megatron-core",
+                "precision": "bf16-mixed",
+                "lora": lora,
+                "cluster": {"gpu": "h100-sxm-80gb", "gpus": parallel["tp"]},
+                "parallel": parallel,
+            }
+            | others
+        )
+        batch = MicroBatch.of(batch_of(made), framework_as_run(made), made.precision)
+        (layer,) = set(architecture_of(made).layers)
+        return float(sum(np.asarray(kept.size_B) for kept in layer_blocks(layer, 8192).kept(batch))[0])
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp8"])
+@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize("target", ["qkv", "fc1"])
+def test_adapters_behind_norms_keep_all_tokens_in_16_bits(
+    target: str, tp: int, precision: str, kept_B: Callable[..., float]
+) -> None:
+    """134 MB of a layer, in place of what the frozen product need not keep, and an inner tensor of 16 columns."""
+    parallel = {"tp": tp, "sequence_parallel": tp > 1}
+    without, beside = (
+        kept_B({"rank": 16, "targets": targets}, precision=precision, parallel=parallel)
+        for targets in (["proj"], ["proj", target])
+    )
+    assert beside - without == 2 * 8192 * (8192 + 16)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp8"])
+def test_adapters_behind_activations_keep_16_bits(precision: str, kept_B: Callable[..., float]) -> None:
+    """Of a rank's quarter of 28,672 features."""
+    without, beside = (
+        kept_B({"rank": 16, "targets": targets}, precision=precision) for targets in (["proj"], ["proj", "fc2"])
+    )
+    assert beside - without == 2 * 8192 * (28672 / 4 + 16)
+
+
+def test_frozen_products_keep_nothing_in_8_bits(kept_B: Callable[..., float]) -> None:
+    """Casts are for gradients of weights; all else that a layer keeps is as wide as under 16 bits."""
+    narrow, wide = (kept_B({"rank": 16}, precision=precision) for precision in ("fp8", "bf16-mixed"))
+    assert narrow == wide
+
+
+@pytest.mark.parametrize(("buffers", "masked"), [(None, 8192), (True, 8192 / 4)])
+def test_dropout_masks_what_it_reads(buffers: bool | None, masked: float, kept_B: Callable[..., float]) -> None:
+    """Gathered tokens, but before the gather where exchanges run over user buffers: a byte of each; A keeps all tokens
+    either way."""
+    lora = {"rank": 16, "targets": ["qkv"]}
+    plain, drops = (kept_B(lora | {"dropout": d}, tp_comm_overlap=buffers) for d in (False, True))
+    assert drops - plain == masked * 8192
 
 
 @pytest.mark.parametrize(("target", "sums"), [("qkv", 1 + 2), ("proj", 2 + 2)])
