@@ -25,12 +25,11 @@ from dataclasses import replace
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.frameworks.base import Lora
+from moemodel.model.frameworks.base import SCATTERED, Lora
 from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
 from moemodel.model.operators.work import Kind, Pass
 
 _PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
-_BY_INPUTS = ("proj", "fc2")  # products that tensor parallelism cuts by their inputs
 _SCALED, _ADDED = 2.0, 3.0  # tensors that these kernels read and write
 _DROPPED = 2.0  # the same of dropout, beside its mask of a byte an element (torch, native_dropout)
 _MASK_B = 1.0
@@ -62,10 +61,10 @@ def _frozen(op: LayerOp) -> LayerOp:
 def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
     """The products of one, cut over tensor-parallel ranks, and what puts its output to that of the frozen product."""
     m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-    inner, outer = (lora.rank, n / batch.tp) if op.target in _BY_INPUTS else (lora.rank / batch.tp, n)
+    inner, outer = (lora.rank, n / batch.tp) if op.target in SCATTERED else (lora.rank / batch.tp, n)
     down, up = linear(m, inner, k, shares_input=True), linear(m, outer, lora.rank)
     added = m * n
-    if op.target in _BY_INPUTS:  # each rank has its tokens, under sequence parallelism
+    if op.target in SCATTERED:  # each rank has its tokens, under sequence parallelism
         added = added * batch.sequence_parallel_tokens / batch.tokens
     kernels = [down, up, elementwise(added, _SCALED + _ADDED, (_SCALED,))]
     if lora.dropout:
@@ -91,13 +90,13 @@ def _dropped_tokens(op: LayerOp, batch: MicroBatch) -> FloatArray:
     """Tokens that dropout reads: as many as A does, but where exchanges run over user buffers, where the norm's output
     is handed on as a shard and gathered behind dropout (peft/utils.py, get_adapter_attributes_from_linear,
     ub_overlap_ag; ParallelLinearAdapter.forward). [P]"""
-    is_shard = batch.framework.tp_buffers and op.target not in _BY_INPUTS and _LATENT not in op.parts
+    is_shard = batch.framework.tp_buffers and op.target not in SCATTERED and _LATENT not in op.parts
     return _shard(op, batch) if is_shard else _input_tokens(op, batch)
 
 
 def _is_ordered(op: LayerOp, lora: Lora) -> bool:
     """Whether an all-to-all puts an adapter's output in order."""
-    return lora.all_to_all and op.target in _BY_INPUTS
+    return lora.all_to_all and op.target in SCATTERED
 
 
 def adapted(operators: Iterable[LayerOp], batch: MicroBatch) -> int:
@@ -114,7 +113,7 @@ def adapter_parameters(operators: Iterable[LayerOp], batch: MicroBatch) -> Float
     for op in operators:
         if op.target in lora.targets:
             n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.n, op.shape.k))
-            found = found + lora.rank * (n / batch.tp + k if op.target in _BY_INPUTS else n + k / batch.tp)
+            found = found + lora.rank * (n / batch.tp + k if op.target in SCATTERED else n + k / batch.tp)
     return found
 
 
@@ -152,7 +151,7 @@ def _uncounted_B(op: LayerOp, batch: MicroBatch) -> FloatArray:
 
 def adapter_input_tokens(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
     """Tokens of a norm's output that adapters behind it keep: what the one keeps that reads most of them. [P]"""
-    readers = (op for op in operators if batch.has_adapter(op.target) and op.target not in _BY_INPUTS)
+    readers = (op for op in operators if batch.has_adapter(op.target) and op.target not in SCATTERED)
     return np.max([_input_tokens(op, batch) for op in readers if _LATENT not in op.parts], axis=0)
 
 
@@ -188,7 +187,7 @@ def _exchanged(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerComm
     inner_B, outer_B = batch.element_size_B * m * lora.rank, batch.element_size_B * m * n
     yield tensor_parallel(batch, "all_reduce", inner_B, forward=0.0, backward=1.0)
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
-    if op.target not in _BY_INPUTS:
+    if op.target not in SCATTERED:
         yield tensor_parallel(batch, "all_gather", inner_B, forward=1.0, backward=0.0)
         yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=whole)
         return

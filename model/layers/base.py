@@ -27,8 +27,6 @@ from moemodel.model.plan.mesh import ParallelMesh
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
 
 COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
-# Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
-GATHERED, SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Layer
 from moemodel.model.core.arrays import FloatArray, largest
-from moemodel.model.frameworks.base import Framework
+from moemodel.model.frameworks.base import GATHERED, Framework
 from moemodel.model.layers.adapters import (
     adapter_collectives,
     adapter_input_tokens,
@@ -21,7 +21,6 @@ from moemodel.model.layers.adapters import (
     adapter_launches,
 )
 from moemodel.model.layers.base import (
-    GATHERED,
     Block,
     Component,
     HostReadings,

@@ -277,6 +277,19 @@ def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload
         raise ValueError(f"optimizer: found muon beside {' and '.join(found)}; allowed: adamw, or neither of them")
 
 
+def check_all_to_all(lora: LoraSpec | None, *, tp: int, sequence_parallel: bool) -> None:
+    """Refuse to order adapters' outputs over ranks that share no sequence.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if lora is not None and lora != lora.on_ranks(tp=tp, sequence_parallel=sequence_parallel):
+        raise ValueError(
+            f"lora.all_to_all: found true with parallel.tp {tp} and sequence_parallel {str(sequence_parallel).lower()}"
+            "; allowed: false, or true with tp above 1 and sequence_parallel"
+        )
+
+
 def check_forward_only(plan: Plan) -> None:
     """Refuse what only training has in a plan of forward passes.
 
@@ -522,6 +535,11 @@ class Plan(NamesFiles):
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
         check_muon(self.optimizer, self.lora, self.offload)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> Plan:
+        check_all_to_all(self.lora, tp=self.parallel.tp, sequence_parallel=self.parallel.sequence_parallel)
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ from moemodel.model.plan.spec import (
     ExpertParallel,
     Gpus,
     MicroBatch,
+    ParallelSpec,
     Plan,
     Power_W,
     Rate,
@@ -418,6 +419,11 @@ class Search(NamesFiles):
             return goal_objectives(self.goal, of_whole_run=self.tokens is not None, has_power=has_power)
         return DEFAULT_OBJECTIVES if has_power else WITHOUT_POWER
 
+    def lora_in(self, parallel: ParallelSpec) -> LoraSpec | None:
+        """Its adapters in a plan with these degrees, some of which leave nothing to order by an all-to-all."""
+        shares = parallel.sequence_parallel
+        return None if self.lora is None else self.lora.on_ranks(tp=parallel.tp, sequence_parallel=shares)
+
     def plan(self, **choices: Any) -> Plan:
         """The plan with these choices; what isn't given is 1, off, or left to the GPU.
 
@@ -431,7 +437,7 @@ class Search(NamesFiles):
         if needs_shards(self.optimizer, framework_of(self.backend)):
             parallel = {"zero_stage": 1} | parallel
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
-        fixed = {name: getattr(self, name) for name in _FIXED}
+        fixed = {name: getattr(self, name) for name in _FIXED} | {"lora": self.lora_in(ParallelSpec(**parallel))}
         routing = {name: choices.pop(name) for name in OF_DISPATCH if name in choices}
         nested = {"routing": self.routing.model_dump() | routing, "site": self.site.model_dump()}
         nested |= {} if self.failures is None else {"failures": self.failures.model_dump()}

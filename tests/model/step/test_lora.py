@@ -231,17 +231,15 @@ def test_inner_tensors_are_gathered_or_summed_over_ranks(
 
 
 def test_an_all_to_all_sends_a_rank_its_tokens_alone(volumes: Callable[..., StepVolumes]) -> None:
-    """A tp-th of what all ranks gather, forward and backward; without sequence parallelism outputs are gathered,
-    forward alone, whatever is asked."""
+    """A tp-th of what all ranks gather, forward and backward."""
     output_B = 3 / 4 * 2 * TOKENS * H
 
-    def sent_B(*, shares: bool, ordered: bool) -> float:
-        sharded = {"tp": 4, "sequence_parallel": shares}
+    def sent_B(*, ordered: bool) -> float:
+        sharded = {"tp": 4, "sequence_parallel": True}
         return float(volumes(targets=["proj"], all_to_all=ordered, parallel=sharded).sent_B["tp"][0])
 
-    saved_B = sent_B(shares=True, ordered=False) - sent_B(shares=True, ordered=True)
+    saved_B = sent_B(ordered=False) - sent_B(ordered=True)
     assert saved_B == pytest.approx(4 * LAYERS * 2 * (output_B - output_B / 4))
-    assert sent_B(shares=False, ordered=False) == pytest.approx(sent_B(shares=False, ordered=True))
 
 
 def test_llama_70b_on_eight_h100() -> None:
@@ -272,12 +270,31 @@ def test_llama_70b_on_eight_h100() -> None:
         ({"rank": 8, "targets": []}, "one or more of qkv, proj, fc1, fc2"),
         ({"rank": 8, "targets": ["qkv", "qkv"]}, "each once"),
         ({"rank": 8, "targets": ["experts"]}, "lora.targets"),
+        ({"rank": 8, "dropout": 1.5}, "lora.dropout: found 1.5; allowed: true, false, or a probability, from 0 to 1"),
+        ({"rank": 8, "dropout": "some"}, "lora.dropout: found 'some'; allowed: true, false, or a probability"),
+        (
+            {"rank": 8, "targets": ["qkv"], "all_to_all": True},
+            "all_to_all: found true with targets qkv; allowed: false, or proj or fc2 among the targets",
+        ),
+        (
+            {"rank": 8, "all_to_all": True},
+            "lora.all_to_all: found true with parallel.tp 1 and sequence_parallel false; allowed: false, or true with",
+        ),
     ],
 )
 def test_what_is_refused(lora: dict[str, Any], says: str, plan_of: MakePlan) -> None:
     with pytest.raises(InputError, match="lora") as caught:
         plan_of(lora=lora)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "drops"), [(0.1, True), (1, True), (True, True), ("off", False), (0, False)])
+def test_dropout_is_a_probability_or_a_switch(said: float | str, drops: bool, plan_of: MakePlan) -> None:
+    plan = plan_of(lora={"rank": 8, "dropout": said}, backend="megatron-core")
+    lora = framework_as_run(plan).lora
+    assert lora is not None
+    assert lora.dropout is drops
+    assert Plan.model_validate(plan.model_dump()) == plan
 
 
 def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Prediction]) -> None:
