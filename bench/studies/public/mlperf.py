@@ -86,7 +86,10 @@ def _run(results: pd.DataFrame) -> PublicRun:
     if settings is None or benchmark not in _BENCHMARKS:
         why = "no model or no plan of it is known here"
         return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
-    gpu = next(gpu for name, gpu in _GPUS.items() if name in str(first["accelerator"]))
+    gpu = next((gpu for name, gpu in _GPUS.items() if name in str(first["accelerator"])), None)
+    if gpu is None:
+        why = f"accelerator {first['accelerator']}: none that is known here ({', '.join(_GPUS)})"
+        return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
     plan = document(
         benchmark, settings, gpu=gpu, gpus=gpus, global_batch=int(first["gbs"]), sequence_length=first["seq"]
     )
