@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Fp8Recipe, Precision
@@ -55,6 +55,7 @@ from moemodel.model.plan.spec import (
     check_dispatch_dtype,
     check_fp8_recipe,
     check_muon,
+    check_named_host,
     check_parameter_dtype,
     check_tokens,
     in_todays_words,
@@ -357,10 +358,12 @@ class Search(NamesFiles):
         "step time",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _words_of_today(cls, document: Any) -> Any:
-        return in_todays_words(document)[0]
+    def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Search]) -> Search:
+        search = validated(in_todays_words(document)[0])
+        check_named_host(document, search.cluster.gpu)
+        return search
 
     @model_validator(mode="after")
     def _together(self) -> Search:
