@@ -173,7 +173,9 @@ def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[F
 
 def adapter_collectives(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerComm]:
     """What adapters exchange over tensor-parallel ranks, which nothing hides: their inner tensors, and outputs of those
-    behind products that are cut by their inputs; without sequence parallelism inputs' gradients of the others."""
+    behind products that are cut by their inputs; without sequence parallelism inputs' gradients of the others. Over
+    user buffers norms hand on a shard, which an adapter gathers beside the frozen product, and scatters its gradient
+    (peft/utils.py, ParallelLinearAdapter.forward: gather_from_sequence_parallel_region)."""
     lora = batch.framework.lora
     if lora is None:
         return
@@ -189,7 +191,11 @@ def _exchanged(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerComm
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     if op.target not in SCATTERED:
         yield tensor_parallel(batch, "all_gather", inner_B, forward=1.0, backward=0.0)
-        yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=whole)
+        input_B = batch.element_size_B * m * k
+        yield tensor_parallel(batch, "all_reduce", input_B, forward=0.0, backward=whole)
+        if batch.framework.tp_buffers and _LATENT not in op.parts and not op.duplicated:
+            yield tensor_parallel(batch, "all_gather", input_B, forward=shares, backward=0.0)
+            yield tensor_parallel(batch, "reduce_scatter", input_B, forward=0.0, backward=shares)
         return
     yield tensor_parallel(batch, "all_reduce", inner_B, forward=1.0, backward=0.0)
     if not lora.all_to_all:

@@ -64,8 +64,8 @@ def volumes(plan: Callable[..., Plan], calibration: Calibration) -> Callable[...
     """Of a step of four micro-batches."""
 
     def make(**lora: Any) -> StepVolumes:
-        parallel = lora.pop("parallel", {})
-        made = plan({"rank": 16} | lora, parallel=parallel)
+        others = {key: lora.pop(key) for key in ("parallel", "tp_comm_overlap") if key in lora}
+        made = plan({"rank": 16} | lora, **others)
         return step_volumes(architecture_of(made), batch_of(made), system_of(made, calibration))
 
     return make
@@ -242,6 +242,16 @@ def test_an_all_to_all_sends_a_rank_its_tokens_alone(volumes: Callable[..., Step
     assert saved_B == pytest.approx(4 * LAYERS * 2 * (output_B - output_B / 4))
 
 
+@pytest.mark.parametrize(("targets", "gathers"), [(["qkv"], 1), (["qkv", "fc1"], 2), (["proj"], 0)])
+def test_over_user_buffers_adapters_gather_their_input_themselves(
+    targets: list[str], gathers: int, volumes: Callable[..., StepVolumes]
+) -> None:
+    """Once more than the frozen product, and scatter its gradient: by rings 3/4 of it from each of four ranks."""
+    sharded = {"tp": 4, "sequence_parallel": True}
+    plain, over = (volumes(targets=targets, parallel=sharded, tp_comm_overlap=o).sent_B["tp"][0] for o in (None, True))
+    assert over - plain == pytest.approx(4 * LAYERS * gathers * 2 * 3 / 4 * 2 * TOKENS * H)
+
+
 def test_llama_70b_on_eight_h100() -> None:
     """Megatron-Bridge, docs/performance-summary-archive.md, 26.02: FP8, LoRA of linear_qkv, 2,643 tokens/s of a GPU
     (1.61 times those of full fine-tuning on 32)."""
@@ -298,7 +308,7 @@ def test_dropout_is_a_probability_or_a_switch(said: float | str, drops: bool, pl
 
 
 def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Prediction]) -> None:
-    """Of two gathers of a forward pass the one before the products of attention's inputs, or both."""
+    """Of two gathers of a forward pass the one before the products of attention's inputs, or both; and adapters' own."""
     parallel = {"tp": 2, "sequence_parallel": True}
 
     def exposed_s(*targets: str) -> float:
@@ -307,4 +317,5 @@ def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Pre
         shown, hidden = (found(lora, tp_comm_overlap=o, **changes).exposed_communication_s[0] for o in (False, True))
         return float(hidden / shown)
 
-    assert exposed_s() < exposed_s("qkv") < exposed_s("qkv", "fc1") < 1
+    assert exposed_s() < exposed_s("qkv") < exposed_s("qkv", "fc1")
+    assert exposed_s() < 1
