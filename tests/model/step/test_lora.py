@@ -308,7 +308,7 @@ def test_dropout_is_a_probability_or_a_switch(said: float | str, drops: bool, pl
 
 
 def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Prediction]) -> None:
-    """Of two gathers of a forward pass the one before the products of attention's inputs, or both; and adapters' own."""
+    """Of two gathers of a forward pass the one before the products of attention's inputs, or both; and adapters do."""
     parallel = {"tp": 2, "sequence_parallel": True}
 
     def exposed_s(*targets: str) -> float:
