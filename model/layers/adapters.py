@@ -75,15 +75,20 @@ def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
     yield from (replace(each, parts=op.parts, mask=op.mask) for each in kernels)
 
 
+def _tokens(op: LayerOp) -> FloatArray:
+    """That a product has. [P]"""
+    return np.asarray(op.shape.m, dtype=np.float64)
+
+
 def _input_tokens(op: LayerOp, batch: MicroBatch) -> FloatArray:
     """Tokens that A reads: all, but of a duplicated product those of its rank. [P]"""
     own = op.duplicated and batch.framework.keeps_norm_shards
-    return _shard(op, batch) if own else np.asarray(op.shape.m, dtype=np.float64)
+    return _shard(op, batch) if own else _tokens(op)
 
 
 def _shard(op: LayerOp, batch: MicroBatch) -> FloatArray:
     """Of a product's tokens those of one rank under sequence parallelism. [P]"""
-    return np.asarray(op.shape.m * batch.sequence_parallel_tokens / batch.tokens)
+    return np.asarray(_tokens(op) * batch.sequence_parallel_tokens / batch.tokens)
 
 
 def _dropped_tokens(op: LayerOp, batch: MicroBatch) -> FloatArray:
@@ -142,17 +147,17 @@ def _uncounted_B(op: LayerOp, batch: MicroBatch) -> FloatArray:
     keep their input as they cast it, where an adapter reads 16 bits. Of shared experts' input the router keeps a shard.
     """
     if op.target == "fc2" or _LATENT in op.parts:
-        return np.asarray(op.shape.m * max(batch.element_size_B - batch.recipe.product_input_B, 0.0))
+        return np.asarray(_tokens(op) * max(batch.element_size_B - batch.recipe.product_input_B, 0.0))
     if op.target == "fc1" and _SHARED in op.parts:
-        gathered = batch.framework.keeps_norm_shards & (_shard(op, batch) < op.shape.m)
-        return np.asarray(batch.element_size_B * gathered * op.shape.m)
+        gathered = batch.framework.keeps_norm_shards & (_shard(op, batch) < _tokens(op))
+        return np.asarray(batch.element_size_B * gathered * _tokens(op))
     return np.zeros(batch.plans)
 
 
 def adapter_input_tokens(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
     """Tokens of a norm's output that adapters behind it keep: what the one keeps that reads most of them. [P]"""
     readers = (op for op in operators if batch.has_adapter(op.target) and op.target not in SCATTERED)
-    return np.max([_input_tokens(op, batch) for op in readers if _LATENT not in op.parts], axis=0)
+    return np.asarray(np.max([_input_tokens(op, batch) for op in readers if _LATENT not in op.parts], axis=0))
 
 
 def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
