@@ -1,7 +1,7 @@
 """Power and energy of MLPerf Training's metered runs: what their meters read against what is predicted of their plans.
 
     python bench/mlperf_power.py [--json]
-    python bench/mlperf_power.py --predict            write what is predicted of every system, where nothing is yet
+    python bench/mlperf_power.py --predict            write what is predicted of every system, once
     python bench/mlperf_power.py --extract CHECKOUTS  write the table anew, from training_results_v4.0 and _v4.1 there
 
 Of each system (`SYSTEM_...`) the median run of its steady blocks (`studies.public.mlperf_logs`), errors as predicted /
@@ -186,15 +186,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object: figure -> value")
-    parser.add_argument("--predict", action="store_true", help="write predictions, where there are none")
+    parser.add_argument("--predict", action="store_true", help="write predictions, print and compare nothing")
     parser.add_argument("--extract", type=Path, metavar="CHECKOUTS", help="write the table anew from their logs")
     options = parser.parse_args()
     if options.extract is not None:
         write_atomic(TABLE, extracted(options.extract))
     elif options.predict:
-        if not _PREDICTED.exists():
-            told = {name: forecast(plan) for name, plan in plans(FIRST_HOST_POWER_W).items()}
-            write_atomic(_PREDICTED, json.dumps(told, indent=1) + "\n")
+        if _PREDICTED.exists():
+            parser.error(f"{_PREDICTED} is there, and is kept as it is")
+        told = {name: forecast(plan) for name, plan in plans(FIRST_HOST_POWER_W).items()}
+        write_atomic(_PREDICTED, json.dumps(told, indent=1) + "\n")
     elif options.json:
         print(json.dumps(figures()))
     else:

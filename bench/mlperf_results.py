@@ -49,7 +49,7 @@ def main() -> None:
 
 def rows(clone: Path, seen: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
     """Of one round, but for runs of rounds before that were handed in again: of a system's name and begin `seen`."""
-    found = re.search(r"v\d+\.\d+", str(clone))
+    found = re.search(r"v\d+\.\d+", clone.resolve().name)
     names = _git(clone, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
     systems = {name.lower(): name for name in names if "/systems/" in name and name.endswith(".json")}
     for name in names:

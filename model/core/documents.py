@@ -26,12 +26,13 @@ Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 
 
-def _switch(value: Any) -> Any:
+def switch(value: Any) -> Any:
+    """True or false where text says so; else the value itself."""
     return _SWITCHES.get(value.casefold(), value) if isinstance(value, str) else value
 
 
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # as YAML 1.1 has them; text to `yaml_text`
-Switch = Annotated[bool, BeforeValidator(_switch), Field(strict=True)]
+Switch = Annotated[bool, BeforeValidator(switch), Field(strict=True)]
 
 
 if TYPE_CHECKING:

@@ -179,6 +179,10 @@ class HostFactors:
 # of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
 AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
 ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+# Of these, whose input sequence parallelism gathers; and, cut by their inputs, whose output it scatters: so that the
+# output's gradient is gathered
+GATHERED: tuple[AdaptedLinear, ...] = ("qkv", "fc1")
+SCATTERED: tuple[AdaptedLinear, ...] = ("proj", "fc2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,11 @@ parallelism A and B are cut as Megatron-Bridge cuts them (peft/utils.py, Paralle
 gathered, or summed where the frozen product is cut by its inputs, and so are their gradients backward; there outputs
 of B are gathered, too, and under sequence parallelism their gradients, unless an all-to-all puts them in order.
 
+Behind a norm an adapter keeps all tokens of its input, gathered and in 16 bits, whatever the frozen product beside it
+would keep: A is a ColumnParallelLinear without sequence parallelism behind a gather of its own (the same file;
+transformer_engine/pytorch/module/layernorm_linear.py, return_layernorm_output_gathered). Later versions keep a shard
+and gather it again where a run asks for it (sequence_parallel_input_regather, off by default), which is not meant here.
+
 Left out: that the first layer needs no gradient of its input, adapters of experts.
 """
 
@@ -20,15 +25,15 @@ from dataclasses import replace
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.frameworks.base import Lora
+from moemodel.model.frameworks.base import SCATTERED, Lora
 from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
 from moemodel.model.operators.work import Kind, Pass
 
 _PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
-_BY_INPUTS = ("proj", "fc2")  # products that tensor parallelism cuts by their inputs
 _SCALED, _ADDED = 2.0, 3.0  # tensors that these kernels read and write
 _DROPPED = 2.0  # the same of dropout, beside its mask of a byte an element (torch, native_dropout)
 _MASK_B = 1.0
+_LATENT, _SHARED = "mla_up_proj", "shared_experts"  # parts of a layer: products that read latents; shared experts
 _ORDERED = (2.0, 4.0)  # of an all-to-all's copies, forward and backward (peft/utils.py, _All2AllHp2Sp: chunk, cat)
 
 
@@ -56,23 +61,47 @@ def _frozen(op: LayerOp) -> LayerOp:
 def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
     """The products of one, cut over tensor-parallel ranks, and what puts its output to that of the frozen product."""
     m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-    inner, outer = (lora.rank, n / batch.tp) if op.target in _BY_INPUTS else (lora.rank / batch.tp, n)
+    inner, outer = (lora.rank, n / batch.tp) if op.target in SCATTERED else (lora.rank / batch.tp, n)
     down, up = linear(m, inner, k, shares_input=True), linear(m, outer, lora.rank)
     added = m * n
-    if op.target in _BY_INPUTS:  # each rank has its tokens, under sequence parallelism
+    if op.target in SCATTERED:  # each rank has its tokens, under sequence parallelism
         added = added * batch.sequence_parallel_tokens / batch.tokens
     kernels = [down, up, elementwise(added, _SCALED + _ADDED, (_SCALED,))]
     if lora.dropout:
         tensors = _DROPPED + _MASK_B / batch.element_size_B
-        kernels.append(elementwise(m * k, tensors, (tensors,)))
+        kernels.append(elementwise(_dropped_tokens(op, batch) * k, tensors, (tensors,)))
     if _is_ordered(op, lora) and batch.sequence_parallel.any():
         kernels.append(elementwise(added * batch.sequence_parallel, _ORDERED[0], (_ORDERED[1],)))
     yield from (replace(each, parts=op.parts, mask=op.mask) for each in kernels)
 
 
+def _tokens(op: LayerOp) -> FloatArray:
+    """That a product has. [P]"""
+    return np.asarray(op.shape.m, dtype=np.float64)
+
+
+def _input_tokens(op: LayerOp, batch: MicroBatch) -> FloatArray:
+    """Tokens that A reads: all, but of a duplicated product those of its rank. [P]"""
+    own = op.duplicated and batch.framework.keeps_norm_shards
+    return _shard(op, batch) if own else _tokens(op)
+
+
+def _shard(op: LayerOp, batch: MicroBatch) -> FloatArray:
+    """Of a product's tokens those of one rank under sequence parallelism. [P]"""
+    return np.asarray(_tokens(op) * batch.sequence_parallel_tokens / batch.tokens)
+
+
+def _dropped_tokens(op: LayerOp, batch: MicroBatch) -> FloatArray:
+    """Tokens that dropout reads: as many as A does, but where exchanges run over user buffers, where the norm's output
+    is handed on as a shard and gathered behind dropout (peft/utils.py, get_adapter_attributes_from_linear,
+    ub_overlap_ag; ParallelLinearAdapter.forward). [P]"""
+    is_shard = batch.framework.tp_buffers and op.target not in SCATTERED and _LATENT not in op.parts
+    return _shard(op, batch) if is_shard else _input_tokens(op, batch)
+
+
 def _is_ordered(op: LayerOp, lora: Lora) -> bool:
     """Whether an all-to-all puts an adapter's output in order."""
-    return lora.all_to_all and op.target in _BY_INPUTS
+    return lora.all_to_all and op.target in SCATTERED
 
 
 def adapted(operators: Iterable[LayerOp], batch: MicroBatch) -> int:
@@ -89,21 +118,46 @@ def adapter_parameters(operators: Iterable[LayerOp], batch: MicroBatch) -> Float
     for op in operators:
         if op.target in lora.targets:
             n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.n, op.shape.k))
-            found = found + lora.rank * (n / batch.tp + k if op.target in _BY_INPUTS else n + k / batch.tp)
+            found = found + lora.rank * (n / batch.tp + k if op.target in SCATTERED else n + k / batch.tp)
     return found
 
 
 def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
-    """Bytes that a layer's adapters keep beside the inputs of the frozen products, in whose place inputs stay that
-    dropout has left: their inner tensors, and masks of dropout. [P]"""
+    """Bytes that a layer's adapters keep beside what blocks count of the products' inputs: their inner tensors; with
+    dropout its mask and what it has left of each adapter's input; else what a block does not count of that. [P]"""
     lora, found = batch.framework.lora, np.zeros(batch.plans)
     if lora is None:
         return found
     for op in operators:
         if op.target in lora.targets:
             m, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.k))
-            found = found + m * (batch.element_size_B * lora.rank + _MASK_B * lora.dropout * k)
+            size_B = batch.element_size_B
+            found = found + size_B * lora.rank * m
+            if lora.dropout:
+                found = found + k * (size_B * _input_tokens(op, batch) + _MASK_B * _dropped_tokens(op, batch))
+            else:
+                found = found + k * _uncounted_B(op, batch)
     return found
+
+
+def _uncounted_B(op: LayerOp, batch: MicroBatch) -> FloatArray:
+    """Bytes of each feature of an adapter's input that its block does not count, without dropout. [P]
+
+    Attention keeps its output in any case, and the layer counts what its norms give (`layer`). Products are counted to
+    keep their input as they cast it, where an adapter reads 16 bits. Of shared experts' input the router keeps a shard.
+    """
+    if op.target == "fc2" or _LATENT in op.parts:
+        return np.asarray(_tokens(op) * max(batch.element_size_B - batch.recipe.product_input_B, 0.0))
+    if op.target == "fc1" and _SHARED in op.parts:
+        gathered = batch.framework.keeps_norm_shards & (_shard(op, batch) < _tokens(op))
+        return np.asarray(batch.element_size_B * gathered * _tokens(op))
+    return np.zeros(batch.plans)
+
+
+def adapter_input_tokens(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
+    """Tokens of a norm's output that adapters behind it keep: what the one keeps that reads most of them. [P]"""
+    readers = (op for op in operators if batch.has_adapter(op.target) and op.target not in SCATTERED)
+    return np.asarray(np.max([_input_tokens(op, batch) for op in readers if _LATENT not in op.parts], axis=0))
 
 
 def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
@@ -124,7 +178,9 @@ def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[F
 
 def adapter_collectives(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerComm]:
     """What adapters exchange over tensor-parallel ranks, which nothing hides: their inner tensors, and outputs of those
-    behind products that are cut by their inputs; without sequence parallelism inputs' gradients of the others."""
+    behind products that are cut by their inputs; without sequence parallelism inputs' gradients of the others. Over
+    user buffers norms hand on a shard, which an adapter gathers beside the frozen product, and scatters its gradient
+    (peft/utils.py, ParallelLinearAdapter.forward: gather_from_sequence_parallel_region)."""
     lora = batch.framework.lora
     if lora is None:
         return
@@ -138,9 +194,13 @@ def _exchanged(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerComm
     inner_B, outer_B = batch.element_size_B * m * lora.rank, batch.element_size_B * m * n
     yield tensor_parallel(batch, "all_reduce", inner_B, forward=0.0, backward=1.0)
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
-    if op.target not in _BY_INPUTS:
+    if op.target not in SCATTERED:
         yield tensor_parallel(batch, "all_gather", inner_B, forward=1.0, backward=0.0)
-        yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=whole)
+        input_B = batch.element_size_B * m * k
+        yield tensor_parallel(batch, "all_reduce", input_B, forward=0.0, backward=whole)
+        if batch.framework.tp_buffers and _LATENT not in op.parts and not op.duplicated:
+            yield tensor_parallel(batch, "all_gather", input_B, forward=shares, backward=0.0)
+            yield tensor_parallel(batch, "reduce_scatter", input_B, forward=0.0, backward=shares)
         return
     yield tensor_parallel(batch, "all_reduce", inner_B, forward=1.0, backward=0.0)
     if not lora.all_to_all:

@@ -27,8 +27,6 @@ from moemodel.model.plan.mesh import ParallelMesh
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
 
 COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
-# Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
-GATHERED, SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +120,20 @@ class MicroBatch:
 
     @property
     def product_copy_B(self) -> float:
-        """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none."""
-        return self.recipe.product_input_B if self.recipe.casts else 0.0
+        """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none; frozen ones
+        keep none (transformer_engine/pytorch/module/linear.py, backward_needs_input)."""
+        return self.recipe.product_input_B if self.recipe.casts and self.framework.lora is None else 0.0
+
+    def has_adapter(self, target: AdaptedLinear | Literal[""] | None) -> bool:
+        """Whether a linear layer has an adapter; "" and None: one that may have none."""
+        lora = self.framework.lora
+        return lora is not None and target in lora.targets
 
     def keeps_input_of(self, target: AdaptedLinear | None) -> bool:
         """Whether a product's input is kept, for a gradient of its weights or of an adapter's; None: other operators
-        read it backward too."""
+        read it backward too. Adapters whose dropout comes first keep what that leaves in its place."""
         lora = self.framework.lora
-        return lora is None or target is None or target in lora.targets
+        return lora is None or target is None or (self.has_adapter(target) and not lora.dropout)
 
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""
@@ -204,6 +208,7 @@ class LayerOp:
             [P]
         added_s: that its kernels take behind the rest in each pass, whatever the clock. [P]
         target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
+        duplicated: every tensor-parallel rank has all its weights, and gives it its own tokens alone.
     """
 
     kind: Kind
@@ -224,6 +229,7 @@ class LayerOp:
     sm_cycles: FloatArray | float = 0.0
     added_s: FloatArray | float = 0.0
     target: AdaptedLinear | Literal[""] = ""
+    duplicated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,7 +425,7 @@ def tensor_parallel_reduction(
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    adapted = batch.framework.lora is not None and first in batch.framework.lora.targets
+    adapted = batch.has_adapter(first)
     read_B = size_B if adapted else gathered * size_B
     gather = tensor_parallel(batch, "all_gather", read_B, forward=shares, backward=0.0)
     yield replace(gather, overlap="never") if adapted else gather

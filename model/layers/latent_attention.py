@@ -72,10 +72,10 @@ class LatentAttentionBlock(AttentionBlock):
         if latent.q_rank is None:
             yield linear(tokens, q_width, width, target="qkv")
         else:
-            yield linear(tokens, latent.q_rank, width, target="qkv")
+            yield replace(linear(tokens, latent.q_rank, width, target="qkv"), duplicated=True)
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.q_rank), parts=_UP)
             yield replace(linear(tokens, q_width, latent.q_rank, target="qkv"), parts=_UP)
-        yield linear(tokens, latent.kv_rank + rope, width, target="qkv")
+        yield replace(linear(tokens, latent.kv_rank + rope, width, target="qkv"), duplicated=True)
         yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.kv_rank), parts=_UP)
         wide = heads * (self.spec.head_dim + latent.value_head_dim)
         yield replace(linear(tokens, wide, latent.kv_rank, target="qkv"), parts=_UP)

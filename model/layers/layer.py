@@ -13,10 +13,14 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Layer
 from moemodel.model.core.arrays import FloatArray, largest
-from moemodel.model.frameworks.base import Framework
-from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
+from moemodel.model.frameworks.base import GATHERED, Framework
+from moemodel.model.layers.adapters import (
+    adapter_collectives,
+    adapter_input_tokens,
+    adapter_kept_B,
+    adapter_launches,
+)
 from moemodel.model.layers.base import (
-    GATHERED,
     Block,
     Component,
     HostReadings,
@@ -112,14 +116,28 @@ class LayerBlocks:
         if self.layer.norm is None:
             yield Kept(size_B=batch.element_size_B * batch.tokens * self.hidden)
             return
-        is_read = batch.keeps_input_of(block.first_target())
         inside = batch.sequence_parallel_tokens
         statistics_B = _F * inside * (2 if self.layer.norm == "layer" else 1)
         yield Kept(size_B=norm_kept_B(self.layer, batch) * inside * self.hidden + statistics_B)
-        read = inside if batch.framework.keeps_norm_shards else batch.tokens
-        read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
-        copies = 1 + batch.autocast * _more_casts(block, batch)
-        yield Kept(size_B=is_read * read_B * copies * read * self.hidden, parts=("layernorm",))
+        yield from self._norm_output_kept(batch, block)
+
+    def _norm_output_kept(self, batch: MicroBatch, block: Block) -> Iterator[Kept]:
+        """What the products of a block keep of its norm's output: whole, or a shard; frozen ones nothing, and adapters
+        beside them all that they read, in 16 bits. A gathered copy stays where the norm runs again."""
+        first, inside = block.first_target(), batch.sequence_parallel_tokens
+        if not batch.keeps_input_of(first):
+            return
+        copies_B = (1 + batch.autocast * _more_casts(block, batch)) * self.hidden
+        if not batch.has_adapter(first):
+            read = inside if batch.framework.keeps_norm_shards else batch.tokens
+            read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
+            yield Kept(size_B=read_B * copies_B * read, parts=("layernorm",))
+            return
+        read = adapter_input_tokens(block.operators(batch), batch)
+        gathered = read > inside
+        size_B = batch.element_size_B * copies_B * read
+        yield Kept(size_B=size_B * gathered)
+        yield Kept(size_B=size_B * ~gathered, parts=("layernorm",))
 
     def freed_late_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of outputs that are scattered over tensor-parallel ranks, whole, and of what each gets of them. [P]"""

@@ -84,7 +84,8 @@ class MlpBlock(Block):
         mlp = self.spec
         rows = batch.tokens * (mlp.width / batch.tp)
         extra = (len(mlp_products(mlp, self.hidden)) - 2) * 2
-        last_B = 0.0 if batch.keeps_input_of("fc2") else batch.recipe.product_input_B
+        stays = batch.keeps_input_of("fc2") or (mlp.activation == "relu" and not mlp.gated)  # which it reads backward
+        last_B = 0.0 if stays else batch.recipe.product_input_B
         kept_B = activated_B(batch, mlp) - last_B + batch.element_size_B * extra
         yield Kept(size_B=rows * kept_B, parts=("mlp",))
 

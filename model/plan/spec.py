@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from moemodel.model.frameworks.base import AttentionName, CapturedParts, Fp8Reci
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
-from moemodel.model.hardware.host_power import host_power_W
+from moemodel.model.hardware.host_power import check_host, host_power_W
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
@@ -125,6 +126,22 @@ def _known_host(value: Any) -> Any:
         return host_power_W(value)
     except InputError as error:
         raise ValueError(str(error).partition("; ")[2]) from None
+
+
+def check_named_host(document: Any, gpu: str) -> None:
+    """Refuse a document's kind of node for other GPUs; of unknown GPUs whoever reads them says so.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    site = document.get("site") if isinstance(document, Mapping) else None
+    host = site.get("host_power_W") if isinstance(site, Mapping) else None
+    if not isinstance(host, str):
+        return
+    try:
+        check_host(host, read_gpu(gpu).name)
+    except InputError:
+        return
 
 
 class SiteSpec(Strict):
@@ -275,6 +292,19 @@ def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload
     found += ["offload.optimizer"] if offload is not None and offload.optimizer else []
     if found:
         raise ValueError(f"optimizer: found muon beside {' and '.join(found)}; allowed: adamw, or neither of them")
+
+
+def check_all_to_all(lora: LoraSpec | None, *, tp: int, sequence_parallel: bool) -> None:
+    """Refuse to order adapters' outputs over ranks that share no sequence.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if lora is not None and lora != lora.on_ranks(tp=tp, sequence_parallel=sequence_parallel):
+        raise ValueError(
+            f"lora.all_to_all: found true with parallel.tp {tp} and sequence_parallel {str(sequence_parallel).lower()}"
+            "; allowed: false, or true with tp above 1 and sequence_parallel"
+        )
 
 
 def check_forward_only(plan: Plan) -> None:
@@ -497,6 +527,7 @@ class Plan(NamesFiles):
     def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Plan]) -> Plan:
         today, former = in_todays_words(document)
         plan = validated(today)
+        check_named_host(today, plan.cluster.gpu)
         if former is not None:
             plan._former_backend = former
         return plan
@@ -522,6 +553,11 @@ class Plan(NamesFiles):
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
         check_muon(self.optimizer, self.lora, self.offload)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> Plan:
+        check_all_to_all(self.lora, tp=self.parallel.tp, sequence_parallel=self.parallel.sequence_parallel)
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Fp8Recipe, Precision
@@ -40,6 +40,7 @@ from moemodel.model.plan.spec import (
     ExpertParallel,
     Gpus,
     MicroBatch,
+    ParallelSpec,
     Plan,
     Power_W,
     Rate,
@@ -54,6 +55,7 @@ from moemodel.model.plan.spec import (
     check_dispatch_dtype,
     check_fp8_recipe,
     check_muon,
+    check_named_host,
     check_parameter_dtype,
     check_tokens,
     in_todays_words,
@@ -356,10 +358,12 @@ class Search(NamesFiles):
         "step time",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _words_of_today(cls, document: Any) -> Any:
-        return in_todays_words(document)[0]
+    def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Search]) -> Search:
+        search = validated(in_todays_words(document)[0])
+        check_named_host(document, search.cluster.gpu)
+        return search
 
     @model_validator(mode="after")
     def _together(self) -> Search:
@@ -418,6 +422,11 @@ class Search(NamesFiles):
             return goal_objectives(self.goal, of_whole_run=self.tokens is not None, has_power=has_power)
         return DEFAULT_OBJECTIVES if has_power else WITHOUT_POWER
 
+    def lora_in(self, parallel: ParallelSpec) -> LoraSpec | None:
+        """Its adapters in a plan with these degrees, some of which leave nothing to order by an all-to-all."""
+        shares = parallel.sequence_parallel
+        return None if self.lora is None else self.lora.on_ranks(tp=parallel.tp, sequence_parallel=shares)
+
     def plan(self, **choices: Any) -> Plan:
         """The plan with these choices; what isn't given is 1, off, or left to the GPU.
 
@@ -431,7 +440,7 @@ class Search(NamesFiles):
         if needs_shards(self.optimizer, framework_of(self.backend)):
             parallel = {"zero_stage": 1} | parallel
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
-        fixed = {name: getattr(self, name) for name in _FIXED}
+        fixed = {name: getattr(self, name) for name in _FIXED} | {"lora": self.lora_in(ParallelSpec(**parallel))}
         routing = {name: choices.pop(name) for name in OF_DISPATCH if name in choices}
         nested = {"routing": self.routing.model_dump() | routing, "site": self.site.model_dump()}
         nested |= {} if self.failures is None else {"failures": self.failures.model_dump()}

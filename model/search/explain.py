@@ -170,6 +170,7 @@ def _another_job(document: Search, plan: Plan) -> Iterator[Reason]:
     listed = {name: getattr(plan.routing, name) for name in OF_DISPATCH if getattr(document.search, name) is not None}
     pairs |= {"routing": (plan.routing, document.routing.model_copy(update=listed)), "mode": (plan.mode, "training")}
     pairs |= {name: (getattr(plan, name), None) for name in NONE_IN_A_SEARCH}
+    pairs |= {"lora": (plan.lora, document.lora_in(plan.parallel))}
     pairs |= {"site.inlet_C": (plan.site.inlet_C, document.site.inlet_C)}
     for name, (found, searched) in pairs.items():
         if found != searched:

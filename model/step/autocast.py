@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import PRODUCTS
-from moemodel.model.frameworks.base import Framework, PlainKernels
+from moemodel.model.frameworks.base import SCATTERED, Framework, PlainKernels
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
-from moemodel.model.layers.base import COPY_B, SCATTERED, LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch
 from moemodel.model.operators.work import Kind, Shape
 
 _CAST_B = 6.0  # read in 16 bits and written in 32, or the other way round

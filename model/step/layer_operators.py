@@ -15,9 +15,9 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.base import Framework, PlainKernels, Precision
+from moemodel.model.frameworks.base import GATHERED, SCATTERED, Framework, PlainKernels, Precision
 from moemodel.model.layers.adapters import trained_operators
-from moemodel.model.layers.base import COPY_B, GATHERED, SCATTERED, LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import before_last_product, layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase

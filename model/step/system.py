@@ -245,7 +245,7 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.loss_chunks is not None:
         framework = replace(framework, loss_chunks=plan.loss_chunks)
     if plan.lora is not None:
-        framework = replace(framework, lora=Lora(**plan.lora.model_dump()))
+        framework = replace(framework, lora=Lora(**plan.lora.model_dump() | {"dropout": bool(plan.lora.dropout)}))
     if plan.offload is not None:
         framework = replace(framework, offload=_offload(plan.offload))
     if plan.mode == "inference":

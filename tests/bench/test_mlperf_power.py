@@ -45,6 +45,12 @@ def test_the_table_is_made_of_logs(tmp_path: Path) -> None:
     assert float(row["run_ac_J"]) == 2 * (7000 * 50 + 3000 * 10)
 
 
+def test_first_predictions_are_kept(rerun_bench: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = rerun_bench("mlperf_power.py", "--predict")
+    assert done.returncode == 2
+    assert "mlperf-power-predicted.json is there, and is kept as it is" in done.stderr
+
+
 def _event(at_s: float, key: str, value: object = None, **metadata: object) -> str:
     return f":::MLLOG {json.dumps({'time_ms': 1e12 + at_s * 1e3, 'key': key, 'value': value, 'metadata': metadata})}"
 

@@ -59,7 +59,9 @@ def test_what_a_log_counts_of_a_step(more: list[Said], key: str, median: float, 
 
 
 def test_runs_of_a_clone(tmp_path: Path) -> None:
-    """Of NVIDIA's GPUs, without those whose power was measured, and without what a round before had."""
+    """Of NVIDIA's GPUs, without those whose power was measured, and without what a round before had; of the round that
+    the clone is named for, wherever it lies."""
+    clone = tmp_path / "v1.0" / "training_results_v4.1"
     log = lines(events(("tracked_stats", {"train_step_time": 2.0}, 0, {})))
     for number, system in enumerate(("one", "copied", "other-power", "tpu")):
         accelerator = "TPU" if system == "tpu" else "NVIDIA H100"
@@ -67,12 +69,12 @@ def test_runs_of_a_clone(tmp_path: Path) -> None:
         written = {f"A/systems/{system}.json": json.dumps(described)}
         written |= {f"A/results/{system}/gpt3/result_0.txt": log.replace("1000", str(1000 + number))}
         for name, text in written.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text, encoding="utf-8")
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            (clone / name).write_text(text, encoding="utf-8")
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    (found,) = rows(tmp_path, {("A copied", 1001)})
-    assert (found["system"], found["nodes"], found["acc_per_node"]) == ("one", 2, 8)
+        subprocess.run(["git", "-C", str(clone), *command], check=True)
+    (found,) = rows(clone, {("A copied", 1001)})
+    assert (found["round"], found["system"], found["nodes"], found["acc_per_node"]) == ("v4.1", "one", 2, 8)
     assert (found["benchmark"], found["result_file"], found["median"]) == ("gpt3", "result_0.txt", 2.0)
 
 

@@ -27,15 +27,15 @@ _RESULTS = "mlperf-v4-v5.csv"
 LORA = "llama2_70b_lora"
 # what a benchmark trains, and what of it no configuration may choose: account_for_embedding_in_pipeline_split, and of
 # the loss; adapters of rank 16 on attention's products (conf/megatron_gpt_peft_tuning_config.yaml: adapter_dim,
-# target_modules; adapter_dropout 0.1; LORA_A2A in all submissions), packed sequences without bounds
-# (packed_sequence_return_cu_seqlen)
+# target_modules; adapter_dropout 0.1; LORA_A2A in all submissions, which counts where tensor-parallel ranks share a
+# sequence), packed sequences without bounds (packed_sequence_return_cu_seqlen)
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "gpt3": {"architecture": "gpt3-mlperf"},
     "llama31_405b": {"architecture": "llama-3.1-405b", "stage_layers": {"embedding": 1, "head": 1}},
     "llama31_8b": {"architecture": "llama-3-8b"},
     LORA: {
         "architecture": "llama-2-70b",
-        "lora": {"rank": 16, "targets": ["qkv", "proj"], "dropout": True, "all_to_all": True},
+        "lora": {"rank": 16, "targets": ["qkv", "proj"], "dropout": 0.1},
         "sequence_length": 8192,
     },
 }
@@ -84,7 +84,10 @@ def _run(results: pd.DataFrame) -> PublicRun:
     if settings is None or benchmark not in _BENCHMARKS:
         why = "no model or no plan of it is known here"
         return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
-    gpu = next(gpu for name, gpu in _GPUS.items() if name in str(first["accelerator"]))
+    gpu = next((gpu for name, gpu in _GPUS.items() if name in str(first["accelerator"])), None)
+    if gpu is None:
+        why = f"accelerator {first['accelerator']}: none that is known here ({', '.join(_GPUS)})"
+        return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
     plan = document(
         benchmark, settings, gpu=gpu, gpus=gpus, global_batch=int(first["gbs"]), sequence_length=first["seq"]
     )
@@ -113,6 +116,9 @@ def document(
     """
     ranks = int(settings["tp"]) * int(settings["pp"]) * int(settings["cp"])
     plan = {"sequence_length": sequence_length} | _BENCHMARKS[benchmark] | _said(settings, _OF_PLAN)
+    if "lora" in plan:
+        shares = int(settings["tp"]) > 1 and bool(settings["sequence_parallel"])
+        plan |= {"lora": plan["lora"] | {"all_to_all": shares}}
     return plan | {
         "architecture": model(str(plan["architecture"])),
         "sequence_length": int(plan["sequence_length"]),

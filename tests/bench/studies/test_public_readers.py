@@ -127,6 +127,23 @@ def test_mlperf_runs_are_read_by_their_own_settings(tmp_path: Path) -> None:
     assert plan_of(tuned).cuda_graphs
 
 
+def test_mlperf_runs_of_unknown_accelerators_are_not_read(tmp_path: Path) -> None:
+    table = MLPERF_TABLE.replace("64,8,NVIDIA H100,gpt3", "64,8,AMD Instinct MI300X,gpt3")
+    run, *_ = mlperf(written(tmp_path, MLPERF, table))
+    assert not run.is_read
+    assert "AMD Instinct MI300X: none that is known here (GB200, " in str(run.plans[0])
+
+
+def test_mlperf_s_adapters_are_ordered_where_ranks_share_a_sequence() -> None:
+    runs = [plan_of(run) for run in mlperf_v4_v5() if run.is_read]
+    tuned = [plan for plan in runs if plan.lora is not None]
+    assert {bool(plan.lora.dropout) for plan in tuned if plan.lora is not None} == {True}
+    for plan in tuned:
+        assert plan.lora is not None
+        assert plan.lora.all_to_all is (plan.parallel.tp > 1 and plan.parallel.sequence_parallel)
+    assert len({plan.lora.all_to_all for plan in tuned if plan.lora is not None}) == 2
+
+
 def test_mlperf_runs_that_are_kept_here() -> None:
     """Each once, with the batch that its log states out of the micro-batches of its configuration."""
     runs = mlperf_v4_v5()

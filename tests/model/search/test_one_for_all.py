@@ -32,6 +32,22 @@ def test_each_key_is_tried() -> None:
     assert not set(Search.model_fields) & set(NONE_IN_A_SEARCH)
 
 
+def test_plans_without_shared_sequences_have_no_all_to_all() -> None:
+    document = Search.model_validate(
+        {
+            "architecture": "llama-3-8b",
+            "sequence_length": 4096,
+            "global_batch": 16,
+            "backend": "megatron-core",
+            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 2},
+            "lora": {"rank": 8, "all_to_all": True},
+        }
+    )
+    alone, both = document.plan(dp=2, gpus=2), document.plan(tp=2, sequence_parallel=True, gpus=2)
+    asked = [plan.lora.all_to_all for plan in (alone, both) if plan.lora is not None]
+    assert asked == [False, True]
+
+
 @pytest.mark.parametrize("key", ONE_FOR_ALL)
 def test_a_search_takes_one_for_all(key: str) -> None:
     said = {
