@@ -14,7 +14,7 @@ the known one (`PrecisionRecipe`), and adds none. Intervals are those of code th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,7 @@ _NOT_SAID |= {
     "checks_weights",
 }  # a plan says these
 _NOT_SAID |= {"short_of_memory"}  # what becomes of it
+_SIGNED = frozenset({"sharded_optimizer_B"})  # bytes beside those without ZeRO, which may be fewer
 _NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")
 
 
@@ -92,6 +93,9 @@ def _read(path: Path, changed_ns: int, size_B: int, frameworks: tuple[Framework,
         raise InputError(f"{path}: like: found {like!r}; allowed: {', '.join(sorted(known))}")
     if name in known:
         raise InputError(f"{path}: name: found {name!r}, which is another framework's; allowed: a name of its own")
+    for key, value in _numbers(said):
+        if value < 0 and key not in _SIGNED:
+            raise InputError(f"{path}: {key}: found {value:g}; allowed: 0 or more")
     recipes = dict(known[like].precisions)
     for precision, changes in said.get("precisions", {}).items():
         if precision not in recipes:
@@ -101,6 +105,18 @@ def _read(path: Path, changed_ns: int, size_B: int, frameworks: tuple[Framework,
         recipes[precision] = replace(recipes[precision], **changes)
     values = {key: getattr(document, key) for key in said if key not in ("name", "like", "precisions")}
     return replace(known[like], name=name, precisions=recipes, **values)
+
+
+def _numbers(said: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number that a file says, with its key."""
+    if isinstance(said, dict):
+        for name, value in said.items():
+            yield from _numbers(value, f"{key}.{name}" if key else name)
+    elif isinstance(said, list | tuple):
+        for place, value in enumerate(said):
+            yield from _numbers(value, f"{key}[{place}]")
+    elif isinstance(said, int | float) and not isinstance(said, bool):
+        yield key, said
 
 
 @cache

@@ -105,6 +105,8 @@ def test_a_search_takes_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "precisions: found fp8; allowed .*: bf16, bf16-m",
         ),
         ("like: megatron\n", "'name'"),
+        ("name: ours\nlike: megatron\npass_calls: -5\n", "pass_calls: found -5; allowed: 0 or more"),
+        ("name: ours\nlike: transformers\ndrained_calls: [46, -3]\n", r"drained_calls\[1\]: found -3; allowed: 0"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str, folder: Path) -> None:
