@@ -312,7 +312,7 @@ def test_products_that_a_gpu_does_not_do(plan_of: MakePlan) -> None:
 
 
 def test_a_precision_goes_with_a_backend(plan_of: MakePlan) -> None:
-    allowed = "bf16, bf16-mixed, fp32; fp8 goes with backend fsdp, megatron-core, nemo, torchtitan"
+    allowed = "bf16, bf16-mixed, fp32; fp8 goes with backend fsdp, fsdp-1.13, megatron-core, nemo, torchtitan"
     words = f"precision: found fp8 with backend torch; allowed: {allowed}"
     with pytest.raises(InputError, match=words):
         plan_of(precision="fp8")
