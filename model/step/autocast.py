@@ -91,10 +91,9 @@ def autocast_operators(operators: Iterable[LayerOp], batch: MicroBatch) -> Itera
             mask=times,
             gating=op.gating,
         )
-        if plain_kernels_of(op, batch.framework):  # which say themselves what is cast
-            continue
-        for forward_B, backward_B, moved in _around(op, form):
-            yield from _copies(around, forward_B, backward_B, moved)
+        if plain_kernels_of(op, batch.framework) is None:  # plain kernels say themselves what is cast
+            for forward_B, backward_B, moved in _around(op, form):
+                yield from _copies(around, forward_B, backward_B, moved)
         if op.grad_fan_in is not None:
             m, n = _sizes(op.grad_fan_in.m, op.grad_fan_in.n)
             yield from _copies(around, 0.0 * m, m * n * form.fan_in, 1.0)
