@@ -1,11 +1,11 @@
 """One plan trained by torchtitan 0.2.2 on the GPUs at hand: time, energy, clock and memory of a step, as a JSON object.
 
-    torchrun --nproc-per-node GPUS bench/studies/torchtitan_job.py PLAN.yaml RESULT.json
+    PYTHONPATH=bench torchrun --nproc-per-node GPUS -m studies.torchtitan_job PLAN.yaml RESULT.json
 
-Needs torchtitan and what it needs, and nothing of this project. Run where `tests/assets` of its repository lie; text is
-its own `c4_test`, or where that is missing the sources of Python's library. One GPU trains under autocast, as it does
-there; a plan of ZeRO 3 is sharded over a mesh of one (`fully_shard`), where gathers and scatters are copies. Of
-several GPUs energy is the sum, memory the largest, all else the first's.
+Needs torchtitan and what it needs, pynvml, and nothing of this project's rooms. Run where `tests/assets` of its
+repository lie; text is its own `c4_test`, or where that is missing the sources of Python's library. One GPU trains
+under autocast, as it does there; a plan of ZeRO 3 is sharded over a mesh of one (`fully_shard`), where gathers and
+scatters are copies. Of several GPUs energy is the sum, memory the largest, all else the first's.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import math
 import os
 import sys
 import sysconfig
-import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import pynvml
 import torch
 import torch.distributed
 import yaml
@@ -32,7 +29,8 @@ from torchtitan.distributed.parallel_dims import ParallelDims
 from torchtitan.protocols import train_spec
 from torchtitan.train import Trainer
 
-_WARM_UP_S, _MEASURED_S = 5.0, 8.0
+from studies.gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
+
 _LEAST_STEPS = 12
 
 # A plan's architecture: torchtitan's model, its flavour, and what of it a plan here does not take
@@ -100,20 +98,6 @@ def write_text() -> None:
         own.rename(folder)
 
 
-class Readings(threading.Thread):
-    """Clock (MHz), power (W) and temperature (C) every 50 ms until `done`."""
-
-    def __init__(self, gpu: Any) -> None:
-        super().__init__(daemon=True)
-        self.gpu, self.done, self.rows = gpu, threading.Event(), list[tuple[float, float, float]]()
-
-    def run(self) -> None:
-        while not self.done.wait(0.05):
-            clock = pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM)
-            power = pynvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3
-            self.rows.append((clock, power, pynvml.nvmlDeviceGetTemperature(self.gpu, pynvml.NVML_TEMPERATURE_GPU)))
-
-
 def of_all(value: float, operation: Any) -> float:
     """A number of all ranks."""
     held = torch.tensor(value, dtype=torch.float64, device="cuda")
@@ -123,8 +107,6 @@ def of_all(value: float, operation: Any) -> float:
 
 def measured(job: JobConfig) -> dict[str, float]:
     """Steps of a job, after warm-up, queued one behind another as torchtitan does."""
-    pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ["LOCAL_RANK"]))
     trainer = Trainer(job)
     trainer.metrics_processor.device_memory_monitor.reset_peak_stats = lambda: None  # its log forgets peaks
     batches = trainer.batch_generator(trainer.dataloader)
@@ -143,23 +125,14 @@ def measured(job: JobConfig) -> dict[str, float]:
 
     steps(_LEAST_STEPS)  # compiles
     step_s = of_all(steps(_LEAST_STEPS), torch.distributed.ReduceOp.MAX) / _LEAST_STEPS
-    steps(math.ceil(_WARM_UP_S / step_s))
-    count = max(_LEAST_STEPS, math.ceil(_MEASURED_S / step_s))
-    readings = Readings(gpu)
-    readings.start()
-    energy_mJ = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
-    elapsed_s = steps(count)
-    energy_J = (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - energy_mJ) / 1e3
-    readings.done.set()
-    readings.join()
-    clocks, powers, temperatures = zip(*readings.rows, strict=True)
-    return {
+    steps(math.ceil(WARM_UP_S / step_s))
+    count = max(_LEAST_STEPS, math.ceil(MEASURED_S / step_s))
+    with GpuMeter(int(os.environ["LOCAL_RANK"])) as meter:
+        elapsed_s = steps(count)
+    return meter.found | {
         "steps": count,
         "step_time_s": elapsed_s / count,
-        "energy_J": of_all(energy_J, torch.distributed.ReduceOp.SUM) / count,
-        "clock_MHz": fmean(clocks),
-        "power_W": fmean(powers),
-        "temperature_C": fmean(temperatures),
+        "energy_J": of_all(meter.found["energy_J"], torch.distributed.ReduceOp.SUM) / count,
         "allocated_B": int(of_all(torch.cuda.max_memory_allocated(), torch.distributed.ReduceOp.MAX)),
         "reserved_B": int(of_all(torch.cuda.max_memory_reserved(), torch.distributed.ReduceOp.MAX)),
         "parameters": sum(part.numel() for model in trainer.model_parts for part in model.parameters()),

@@ -1,9 +1,9 @@
 """One plan trained by Hugging Face's Trainer on a GPU: time, energy, clock and memory of a step, as a JSON object.
 
-    python bench/studies/transformers_job.py PLAN.yaml RESULT.json
+    PYTHONPATH=bench python -m studies.transformers_job PLAN.yaml RESULT.json
 
-Needs transformers, accelerate and pynvml, and nothing of this project; the plan's architecture is a file beside it, or
-one of `model/presets/architectures`. Weights and tokens are random.
+Needs transformers, accelerate, pynvml, and peft for a plan with adapters, and nothing of this project's rooms; the
+plan's architecture is a file beside it, or one of `model/presets/architectures`. Weights and tokens are random.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import json
 import math
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import pynvml
 import torch
 import transformers
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-_WARM_UP_S, _MEASURED_S = 5.0, 8.0
+from studies.gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
+
 _LEAST_STEPS = 6
 _SAMPLES = 1024  # sequences, which a run passes over and over
+_TARGETS = {
+    "qkv": ["q_proj", "k_proj", "v_proj"],
+    "proj": ["o_proj"],
+    "fc1": ["gate_proj", "up_proj"],
+    "fc2": ["down_proj"],
+}
 _PRESETS = Path(__file__).parents[2] / "model" / "presets" / "architectures"
 
 
@@ -44,26 +48,11 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
-class Readings(threading.Thread):
-    """Clock (MHz), power (W) and temperature (C) every 50 ms until `done`."""
-
-    def __init__(self, gpu: Any) -> None:
-        super().__init__(daemon=True)
-        self.gpu, self.done, self.rows = gpu, threading.Event(), list[tuple[float, float, float]]()
-
-    def run(self) -> None:
-        while not self.done.wait(0.05):
-            clock = pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM)
-            power = pynvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3
-            self.rows.append((clock, power, pynvml.nvmlDeviceGetTemperature(self.gpu, pynvml.NVML_TEMPERATURE_GPU)))
-
-
 class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers is not installed
     """Ends a training when it has measured enough steps; `found` is what it saw."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}
-        self._gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
         self._sections = self._run()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -87,27 +76,35 @@ class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers 
         begin_s = time.perf_counter()
         yield from self._steps(_LEAST_STEPS)
         step_s = (time.perf_counter() - begin_s) / _LEAST_STEPS
-        yield from self._steps(math.ceil(_WARM_UP_S / step_s))
-        count = max(_LEAST_STEPS, math.ceil(_MEASURED_S / step_s))
-        readings = Readings(self._gpu)
-        readings.start()
-        energy_mJ, begin_s = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu), time.perf_counter()
-        yield from self._steps(count)
-        elapsed_s = time.perf_counter() - begin_s
-        energy_J = (pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu) - energy_mJ) / 1e3
-        readings.done.set()
-        readings.join()
-        clocks, powers, temperatures = zip(*readings.rows, strict=True)
-        self.found = {
+        yield from self._steps(math.ceil(WARM_UP_S / step_s))
+        count = max(_LEAST_STEPS, math.ceil(MEASURED_S / step_s))
+        with GpuMeter(0) as meter:
+            begin_s = time.perf_counter()
+            yield from self._steps(count)
+            elapsed_s = time.perf_counter() - begin_s
+        self.found = meter.found | {
             "steps": count,
             "step_time_s": elapsed_s / count,
-            "energy_J": energy_J / count,
-            "clock_MHz": fmean(clocks),
-            "power_W": fmean(powers),
-            "temperature_C": fmean(temperatures),
+            "energy_J": meter.found["energy_J"] / count,
             "allocated_B": torch.cuda.max_memory_allocated(),
             "reserved_B": torch.cuda.max_memory_reserved(),
         }
+
+
+def adapted(model: Any, lora: dict[str, Any]) -> Any:
+    """A model with PEFT's adapters."""
+    import peft
+
+    targets = [name for target in lora.get("targets", _TARGETS) for name in _TARGETS[target]]
+    rank = lora["rank"]
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=lora.get("dropout", 0.0),
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config)
 
 
 def trainer_of(plan: dict[str, Any], folder: Path, callback: TrainerCallback) -> Trainer:
@@ -122,6 +119,7 @@ def trainer_of(plan: dict[str, Any], folder: Path, callback: TrainerCallback) ->
     dtype = torch.bfloat16 if plan["precision"] == "bf16" else torch.float32
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = model if plan.get("lora") is None else adapted(model, plan["lora"])
     micro_batch = plan.get("micro_batch", 1)
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
@@ -142,7 +140,6 @@ def trainer_of(plan: dict[str, Any], folder: Path, callback: TrainerCallback) ->
 def main() -> None:
     """Command line."""
     plan_file, result_file = (Path(name) for name in sys.argv[1:])
-    pynvml.nvmlInit()
     transformers.set_seed(0)
     measurement = Measurement()
     trainer = trainer_of(yaml.safe_load(plan_file.read_text(encoding="utf-8")), plan_file.parent, measurement)
