@@ -53,7 +53,8 @@ class PlainKernels:
     Attributes:
         forward_B, backward_B: bytes of an element that a copy moves in as long as they take.
         energy: of what such a copy takes, that they take.
-        kept_B: bytes of an element that they keep for the backward pass, beside what the operator gives.
+        kept_B: bytes of an element that they keep for the backward pass, beside what the operator gives;
+            `weights_kept_B` of these for the gradient of its weights alone, whose kernels move `weights_B` as a copy.
         autocast: the same where torch.autocast has float32 elements before or among them; None: alike.
     """
 
@@ -61,12 +62,29 @@ class PlainKernels:
     backward_B: float
     energy: float = 1.0
     kept_B: float = 0.0
+    weights_kept_B: float = 0.0
+    weights_B: float = 0.0
     autocast: PlainKernels | None = None
 
     @property
     def under_autocast(self) -> PlainKernels:
         """Those of plans whose parameters are float32 ones that autocast casts."""
         return self.autocast or self
+
+    @property
+    def frozen(self) -> PlainKernels:
+        """Those of an operator whose weights have no gradient."""
+        moved_B = (self.forward_B + self.backward_B) * self.energy - self.weights_B
+        backward_B = self.backward_B - self.weights_B
+        return replace(
+            self,
+            backward_B=backward_B,
+            energy=moved_B / (self.forward_B + backward_B),
+            kept_B=self.kept_B - self.weights_kept_B,
+            weights_kept_B=0.0,
+            weights_B=0.0,
+            autocast=None if self.autocast is None else self.autocast.frozen,
+        )
 
 
 # Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
@@ -433,6 +451,8 @@ class Framework:
         offload: what the host keeps where a plan says so.
         muon: its optimizer's way, where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
+        casts_adapters: these are float32 ones: each casts its input to that, dropout reads it, and autocast makes 16
+            bits of what is left and of their weights; so that each keeps an input of its own.
         casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
 
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
@@ -568,6 +588,7 @@ class Framework:
     offload: HostOffload | None = None
     muon: Muon | None = None
     lora: Lora | None = None
+    casts_adapters: bool = False
     casts_shards: bool = False
 
     forward_only: bool = False
@@ -577,7 +598,8 @@ class Framework:
         kind: Literal["rms_norm", "rotary"] = "rotary" if operator == "rotary" else "rms_norm"
         if kind in self.fused_kernels:
             return None
-        return self.plain_kernels.get(operator, self.plain_kernels.get(kind))
+        kernels = self.plain_kernels.get(operator, self.plain_kernels.get(kind))
+        return kernels if kernels is None or self.lora is None else kernels.frozen
 
     def wire_B(self, precision: Precision) -> float:
         """Bytes of a gradient element that is exchanged."""

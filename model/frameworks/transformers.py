@@ -21,17 +21,21 @@ _ROTATED_B_PER_S = COPY_B_PER_S / (8192 * (32 + 8) * 128)
 # models/llama/modeling_llama.py, LlamaRMSNorm, and those of other models alike: to float32, squared, mean, scaled, to
 # 16 bits, times weights; backward the weights' product and gradient, to float32, scaled, times the input and summed,
 # the mean's spread, divided and copied, times twice the input, both summed, to 16 bits. Of float32 elements nothing is
-# cast. What is scaled and what the weights multiply stays.
+# cast. What is scaled and what the weights multiply stays, this for their gradient alone, a product and a sum.
 _NORM = PlainKernels(
     forward_B=453e-6 * _B_PER_S,
     backward_B=973e-6 * _B_PER_S,
     energy=(36 + 92) / ((453e-6 + 973e-6) * _B_PER_S),
     kept_B=4.0 + 2.0,
+    weights_kept_B=2.0,
+    weights_B=8.0,
     autocast=PlainKernels(
         forward_B=312e-6 * _B_PER_S,
         backward_B=889e-6 * _B_PER_S,
         energy=(28 + 92) / ((312e-6 + 889e-6) * _B_PER_S),
         kept_B=4.0 + 4.0,
+        weights_kept_B=4.0,
+        weights_B=16.0,
     ),
 )
 # The same of queries and keys (models/qwen3_moe/modeling_qwen3_moe.py, Qwen3MoeAttention), whose rows lie apart, in
@@ -41,6 +45,8 @@ _HEAD_NORM = PlainKernels(
     backward_B=1241e-6 * _B_PER_S,
     energy=(36 + 92) / ((473e-6 + 1241e-6) * _B_PER_S),
     kept_B=6.0,
+    weights_kept_B=2.0,
+    weights_B=8.0,
 )
 # apply_rotary_pos_emb: times cosines, a half negated, halves put together, times sines, both summed; backward times
 # cosines and sines, halves taken apart into zeros and one negated, summed twice, and put in the products' order. Under
@@ -107,6 +113,7 @@ TRANSFORMERS = replace(
     # an H200 (traced, 2026-11-29) 6 ms of a step of one micro-batch, half of them behind its last
     synchronizes_every_pass=True,
     drained_calls=(46.0, 46.0),
+    casts_adapters=True,  # PEFT 0.21, unless told otherwise (get_peft_model, autocast_adapter_dtype)
     float32_experts=True,  # integrations/moe.py, _grouped_mm
     moe=MoeForm(padding="never", dispatch="kernels", kernels=_EXPERT_KERNELS),
     keeps_expert_outputs=False,  # as rows of choices (`_EXPERT_KERNELS`)

@@ -14,6 +14,10 @@ would keep: A is a ColumnParallelLinear without sequence parallelism behind a ga
 transformer_engine/pytorch/module/layernorm_linear.py, return_layernorm_output_gathered). Later versions keep a shard
 and gather it again where a run asks for it (sequence_parallel_input_regather, off by default), which is not meant here.
 
+Where a framework's adapters are float32 beside 16-bit weights (PEFT, tuners/lora/layer.py, Linear.forward:
+_cast_input_dtype; tuners/tuners_utils.py, cast_adapter_dtype), each casts its input, and autocast casts it once more,
+and its weights.
+
 Left out: that the first layer needs no gradient of its input, adapters of experts.
 """
 
@@ -26,14 +30,18 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import SCATTERED, Lora
-from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
-from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.frameworks.moe_form import WIDEN_B
+from moemodel.model.layers.base import COPY_B, LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
+from moemodel.model.operators.work import Kind, Pass, Shape
 
 _PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 _SCALED, _ADDED = 2.0, 3.0  # tensors that these kernels read and write
 _DROPPED = 2.0  # the same of dropout, beside its mask of a byte an element (torch, native_dropout)
 _MASK_B = 1.0
+_FLOAT32_B = 4.0
+_NARROW_B = 6.0  # of a cast from 32 bits to 16, read and written
 _LATENT, _SHARED = "mla_up_proj", "shared_experts"  # parts of a layer: products that read latents; shared experts
+_CASTS = 4  # kernels: of an input to 32 bits and back, and of two weights; backward of their gradients
 _ORDERED = (2.0, 4.0)  # of an all-to-all's copies, forward and backward (peft/utils.py, _All2AllHp2Sp: chunk, cat)
 
 
@@ -67,12 +75,26 @@ def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
     if op.target in SCATTERED:  # each rank has its tokens, under sequence parallelism
         added = added * batch.sequence_parallel_tokens / batch.tokens
     kernels = [down, up, elementwise(added, _SCALED + _ADDED, (_SCALED,))]
+    if batch.framework.casts_adapters:
+        kernels.append(_cast(op, batch))
     if lora.dropout:
-        tensors = _DROPPED + _MASK_B / batch.element_size_B
+        input_B = _FLOAT32_B if batch.framework.casts_adapters else batch.element_size_B
+        tensors = (_DROPPED * input_B + _MASK_B) / batch.element_size_B
         kernels.append(elementwise(_dropped_tokens(op, batch) * k, tensors, (tensors,)))
     if _is_ordered(op, lora) and batch.sequence_parallel.any():
         kernels.append(elementwise(added * batch.sequence_parallel, _ORDERED[0], (_ORDERED[1],)))
     yield from (replace(each, parts=op.parts, mask=op.mask) for each in kernels)
+
+
+def _cast(op: LayerOp, batch: MicroBatch) -> LayerOp:
+    """Casts of an adapter's input to 32 bits and back, and of its gradient. Autocast of float32 parameters has that
+    back of its own (`step.autocast`), and hands on what norms give in 32 bits."""
+    widened = 1.0 if op.target in SCATTERED else 1.0 - batch.autocast
+    narrowed = 1.0 - batch.autocast
+    size_B = widened * WIDEN_B + narrowed * _NARROW_B
+    copy = Shape(m=_input_tokens(op, batch) * np.asarray(op.shape.k, dtype=np.float64) * size_B / COPY_B)
+    moved = (widened + narrowed) * _NARROW_B / np.maximum(size_B, _NARROW_B)
+    return LayerOp(kind=Kind.COPY, shape=copy, copies=(copy,), operand_energy=moved)
 
 
 def _tokens(op: LayerOp) -> FloatArray:
@@ -123,8 +145,8 @@ def adapter_parameters(operators: Iterable[LayerOp], batch: MicroBatch) -> Float
 
 
 def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
-    """Bytes that a layer's adapters keep beside what blocks count of the products' inputs: their inner tensors; with
-    dropout its mask and what it has left of each adapter's input; else what a block does not count of that. [P]"""
+    """Bytes that a layer's adapters keep beside what blocks count of the products' inputs: their inner tensors; inputs
+    of their own, with dropout's mask; else what a block does not count of their inputs. [P]"""
     lora, found = batch.framework.lora, np.zeros(batch.plans)
     if lora is None:
         return found
@@ -133,8 +155,9 @@ def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArra
             m, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.k))
             size_B = batch.element_size_B
             found = found + size_B * lora.rank * m
-            if lora.dropout:
-                found = found + k * (size_B * _input_tokens(op, batch) + _MASK_B * _dropped_tokens(op, batch))
+            if batch.copies_adapter_inputs:
+                mask_B = _MASK_B * lora.dropout
+                found = found + k * (size_B * _input_tokens(op, batch) + mask_B * _dropped_tokens(op, batch))
             else:
                 found = found + k * _uncounted_B(op, batch)
     return found
@@ -169,7 +192,8 @@ def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[F
     for op in operators:
         backward = backward - (op.kind in _PRODUCTS and not op.attention_core)
         if op.target in lora.targets:
-            forward, backward = forward + 4 + lora.dropout, backward + 6 + lora.dropout
+            casts = _CASTS * batch.framework.casts_adapters
+            forward, backward = forward + 4 + lora.dropout + casts, backward + 6 + lora.dropout + casts
             if _is_ordered(op, lora):  # `cat`, and a contiguous copy for each rank (peft/utils.py, _All2AllHp2Sp)
                 forward = forward + batch.sequence_parallel
                 backward = backward + (batch.tp + 1) * batch.sequence_parallel

@@ -129,11 +129,18 @@ class MicroBatch:
         lora = self.framework.lora
         return lora is not None and target in lora.targets
 
+    @property
+    def copies_adapter_inputs(self) -> bool:
+        """Whether each adapter keeps an input of its own: what dropout leaves of it, or a cast."""
+        lora = self.framework.lora
+        return lora is not None and (lora.dropout or self.framework.casts_adapters)
+
     def keeps_input_of(self, target: AdaptedLinear | None) -> bool:
         """Whether a product's input is kept, for a gradient of its weights or of an adapter's; None: other operators
-        read it backward too. Adapters whose dropout comes first keep what that leaves in its place."""
-        lora = self.framework.lora
-        return lora is None or target is None or (self.has_adapter(target) and not lora.dropout)
+        read it backward too. Adapters that have an input of their own keep that in its place."""
+        if self.framework.lora is None or target is None:
+            return True
+        return self.has_adapter(target) and not self.copies_adapter_inputs
 
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""

@@ -65,6 +65,8 @@ from moemodel.model.step.sharded_memory import (
 # all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
 _GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
 
+_FLOAT32_B = 4.0  # of a parameter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -201,10 +203,16 @@ class MemoryModel:
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
-            "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards)),
+            "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards))
+            + self._frozen_B * (np.where(whole, shard.total, shared) - np.where(whole, trained.total, updated)),
             "optimizer_states": on_gpu * self._state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
+
+    @property
+    def _frozen_B(self) -> float:
+        """Bytes of a frozen parameter that states would count if it were trained: where it is a float32 one."""
+        return _FLOAT32_B if self.framework.float32_shards and self.framework.lora is not None else 0.0
 
     @property
     def _state_B(self) -> FloatArray | float:

@@ -246,6 +246,9 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, loss_chunks=plan.loss_chunks)
     if plan.lora is not None:
         framework = replace(framework, lora=Lora(**plan.lora.model_dump() | {"dropout": bool(plan.lora.dropout)}))
+        if framework.casts_adapters:  # what is trained is float32, whatever is frozen
+            trained = {**framework.precisions, "bf16": framework.precisions["bf16-mixed"]}
+            framework = replace(framework, precisions=trained)
     if plan.offload is not None:
         framework = replace(framework, offload=_offload(plan.offload))
     if plan.mode == "inference":
