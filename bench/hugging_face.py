@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from studies.trained_runs import main
 
-_SETS = {"": "transformers", "unseen_": "transformers-unseen"}
+_SETS = {"": "transformers", "unseen_": "transformers-unseen", "lora_": "transformers-lora"}
 
 if __name__ == "__main__":
     main(__doc__, _SETS)
