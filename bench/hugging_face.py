@@ -3,7 +3,7 @@
     python bench/hugging_face.py [--json] [--plans]
     python bench/hugging_face.py --predict      write the predicted.json of each set that has none
 
-`bench/studies/transformers_job.py` runs a plan of bench/plans/transformers and writes its readings, which
+`bench/jobs/transformers_job.py` runs a plan of bench/plans/transformers and writes its readings, which
 bench/measured keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1 (`_signed`),
 nothing of them fitted:
 

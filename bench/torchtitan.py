@@ -3,7 +3,7 @@
     python bench/torchtitan.py [--json] [--plans]
     python bench/torchtitan.py --predict        write the predicted.json of each set that has none
 
-`bench/studies/torchtitan_job.py` runs a plan of bench/plans/torchtitan, or of torchtitan-unseen, and writes its
+`bench/jobs/torchtitan_job.py` runs a plan of bench/plans/torchtitan, or of torchtitan-unseen, and writes its
 readings, which bench/measured keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1
 (`_signed`), nothing of them fitted:
 

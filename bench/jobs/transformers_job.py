@@ -1,6 +1,6 @@
 """One plan trained by Hugging Face's Trainer on a GPU: time, energy, clock and memory of a step, as a JSON object.
 
-    PYTHONPATH=bench python -m studies.transformers_job PLAN.yaml RESULT.json
+    python bench/jobs/transformers_job.py PLAN.yaml RESULT.json
 
 Needs transformers, accelerate, pynvml, and peft for a plan with adapters, and nothing of this project's rooms; the
 plan's architecture is a file beside it, or one of `model/presets/architectures`. Weights and tokens are random.
@@ -22,7 +22,7 @@ import transformers
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from studies.gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
+from gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
 
 _LEAST_STEPS = 6
 _SAMPLES = 1024  # sequences, which a run passes over and over

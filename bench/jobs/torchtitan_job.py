@@ -1,6 +1,6 @@
 """One plan trained by torchtitan 0.2.2 on the GPUs at hand: time, energy, clock and memory of a step, as a JSON object.
 
-    PYTHONPATH=bench torchrun --nproc-per-node GPUS -m studies.torchtitan_job PLAN.yaml RESULT.json
+    torchrun --nproc-per-node GPUS bench/jobs/torchtitan_job.py PLAN.yaml RESULT.json
 
 Needs torchtitan and what it needs, pynvml, and nothing of this project's rooms. Run where `tests/assets` of its
 repository lie; text is its own `c4_test`, or where that is missing the sources of Python's library. One GPU trains
@@ -29,7 +29,7 @@ from torchtitan.distributed.parallel_dims import ParallelDims
 from torchtitan.protocols import train_spec
 from torchtitan.train import Trainer
 
-from studies.gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
+from gpu_meter import MEASURED_S, WARM_UP_S, GpuMeter
 
 _LEAST_STEPS = 12
 
