@@ -32,6 +32,7 @@ from moemodel.model.records.calibration import (
     OperatorFit,
     Parameter,
     PowerFit,
+    ThermalFit,
 )
 
 _TRAINING_DTYPE = "bf16"
@@ -114,7 +115,8 @@ def _fitted(profile: Profile, linked: Profile, gpu: Gpu, progress: Tell) -> tupl
         fits.append(fit.model_copy(update={"log_error": float(np.hypot(fit.log_error, unsure))}))
         errors.append(held_out)
     progress(len(observed), steps, "power")
-    power, governor = _power(profile, gpu, chip, source)
+    thermal = fit_thermal(profile.thermal, source)
+    power, governor = _power(profile, gpu, chip, thermal, source)
     governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
     calibration = Calibration(
         schema_version=SCHEMA_VERSION,
@@ -135,7 +137,7 @@ def _fitted(profile: Profile, linked: Profile, gpu: Gpu, progress: Tell) -> tupl
         host=_host(profile, source),
         power=power,
         governor=governor,
-        thermal=fit_thermal(profile.thermal, source),
+        thermal=thermal,
         network=measured_network(
             gpu, profile.collectives, profile.overlap, linked.manifest.topology, _links_source(linked)
         )[0],
@@ -254,7 +256,9 @@ def _nominal_chip(operators: OperatorTable, clock_Hz: float) -> dict[str, Parame
     }
 
 
-def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple[PowerFit, GovernorFit]:
+def _power(
+    profile: Profile, gpu: Gpu, chip: RooflineChip, thermal: ThermalFit, source: str
+) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
     clock_Hz = chip.clock_Hz
     table = profile.power
@@ -264,7 +268,7 @@ def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple
     cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
     if len(loads) < _FEWEST_LOADS or profile.manifest.device.power_source == "guess":
         return _no_power(clock_Hz)
-    power, _ = fit_power(loads, clock_Hz, fit_leakage(profile.thermal, source), source)
+    power, _ = fit_power(loads, clock_Hz, fit_leakage(profile.thermal, thermal, source), source)
     return power, fit_governor(loads, profile.operators, chip, cap_W, source)
 
 

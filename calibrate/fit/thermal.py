@@ -25,9 +25,9 @@ from scipy.optimize import lsq_linear
 
 from moemodel.calibration.least_squares import best_of, minimise
 from moemodel.calibration.store.profile_tables import ThermalTable
-from moemodel.model.core.arrays import BoolArray, FloatArray, take_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, take_rows
 from moemodel.model.device.stuck_temperature import GAP_S, stuck_temperature
-from moemodel.model.records.calibration import Parameter, ThermalFit
+from moemodel.model.records.calibration import Parameter, ThermalFit, warming_gain
 from moemodel.model.records.profile import IDLE, LIGHT
 
 # An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: bench/measured/h100-sxm-80gb-turns.json.
@@ -44,6 +44,9 @@ _LATE_S = 0.1  # of a power reading: the middle of a tick of 100 ms that ended u
 _COURSE_S = (1.0, 4.0, 16.0, 64.0)  # time constants whose exponentials follow any cooling or warming
 _FEWEST_COOLING = 20  # readings, two seconds: a slope through fewer is noise
 _LEAST_COOLING_C = 4.0  # temperatures are whole degrees: that they are rounded is an eighth of it
+# Between two stretches of a load memory and regulators warm up, too: copying, three H200 drew 5 to 11 W more in the
+# second, whose die was 0.3 to 1.7 C warmer; three H100, whose die was 3.4 to 6 C warmer, 6 to 10 W more.
+_APART_C = 3.0
 
 
 def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
@@ -144,11 +147,37 @@ def _unknown(why: str) -> ThermalFit:
 # --- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
-    """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.device.power`."""
+def fit_leakage(table: ThermalTable, thermal: ThermalFit, source: str) -> dict[str, Parameter]:
+    """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.device.power`.
+
+    Args:
+        table: the trace.
+        thermal: what `fit_thermal` found of it: a die that would warm up without end tells nothing.
+        source: of what is measured.
+    """
+    found = _measured_leakage(table, source)
+    C_per_W = thermal.parameters["die_C_per_W"].value + thermal.parameters["sink_C_per_W"].value
+    leak, rise = found["leak_W_per_C"].value, found["rise_per_C"].value
+    if warming_gain(leak, rise, C_per_W) >= 1:
+        why = f"with the {leak:.3g} W/K and {rise:.3g} of dynamic power a kelvin of the profile a die warms without end"
+        found = _as_elsewhere(why)
+    reference = Parameter.assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice")
+    return found | {"leak_reference_C": reference}
+
+
+def _as_elsewhere(why: str) -> dict[str, Parameter]:
+    """What an H100 leaks."""
+    source = f"as an H100 80GB HBM3 of 2026; {why}"
+    return {
+        "leak_W_per_C": Parameter.assumed(LEAK_W_PER_C, "W/K", source),
+        "rise_per_C": Parameter.assumed(RISE_PER_C, "1/K", source),
+    }
+
+
+def _measured_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
+    """What the trace shows of it."""
     found = [_slope(take_rows(table, table.load == label)) for label in (IDLE, LIGHT)]
-    known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
-    leak, rise = Parameter.assumed(LEAK_W_PER_C, "W/K", known), Parameter.assumed(RISE_PER_C, "1/K", known)
+    leak, rise = _as_elsewhere("the profile has no cooling trace that shows it").values()
     if found[0] is not None:
         slope, error, idle_W = found[0]
         leak = Parameter.measured(max(slope, 0.0), "W/K", source, _share(error, slope))
@@ -157,37 +186,51 @@ def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)
             spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)
             rise = Parameter.measured(value, "1/K", source, _share(spread, value))
-    return {
-        "leak_W_per_C": leak,
-        "rise_per_C": rise,
-        "leak_reference_C": Parameter.assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
-    }
+    return {"leak_W_per_C": leak, "rise_per_C": rise}
 
 
 def _slope(rows: ThermalTable) -> tuple[float, float, float] | None:
     """dP/dT under one load, its standard error, and the median power; None where it shows too little.
 
     Temperatures are whole degrees, which flattens a slope found from them; what power is compared with is their smooth
-    course, at the time that a power reading is of.
+    course, at the time that a power reading is of. Stretches that the die is about as warm in have a level each, since
+    what else tells them apart is more than what the die does.
     """
     rows = _readings(rows)
     if len(rows) < _FEWEST_COOLING:
         return None
     kept = _settled(rows.wall_s) & _usual(rows.clock_reported_Hz)
-    power_W, temperature_C = rows.power_W[kept], _course(rows.wall_s, rows.temperature_C)[kept]
-    if len(power_W) < _FEWEST_COOLING or np.ptp(temperature_C) < _LEAST_COOLING_C:
+    if np.count_nonzero(kept) < _FEWEST_COOLING:
         return None
-    spread_C = temperature_C - temperature_C.mean()
-    slope = float(spread_C @ power_W / (spread_C @ spread_C))
-    misses = power_W - power_W.mean() - slope * spread_C
-    error = float(np.sqrt(misses @ misses / (len(power_W) - 2) / (spread_C @ spread_C)))
+    power_W, temperature_C = rows.power_W[kept], _course(rows.wall_s, rows.temperature_C)[kept]
+    _, stretch = np.unique(_stretches(rows.wall_s)[kept], return_inverse=True)
+    if np.ptp(_means(temperature_C, stretch)) >= _APART_C:
+        stretch = np.zeros_like(stretch)
+    spread_C = temperature_C - _means(temperature_C, stretch)[stretch]
+    if np.ptp(spread_C) < _LEAST_COOLING_C:
+        return None
+    spread_W = power_W - _means(power_W, stretch)[stretch]
+    slope = float(spread_C @ spread_W / (spread_C @ spread_C))
+    misses = spread_W - slope * spread_C
+    free = len(power_W) - 2 - int(stretch.max())
+    error = float(np.sqrt(misses @ misses / free / (spread_C @ spread_C)))
     return slope, error, float(np.median(power_W))
+
+
+def _stretches(wall_s: FloatArray) -> IntArray:
+    """Number of the stretch of each reading."""
+    return np.cumsum(np.diff(wall_s, prepend=wall_s[0]) > GAP_S)
+
+
+def _means(values: FloatArray, group: IntArray) -> FloatArray:
+    """Of each group."""
+    return np.asarray(np.bincount(group, weights=values) / np.bincount(group))
 
 
 def _course(wall_s: FloatArray, temperature_C: FloatArray) -> FloatArray:
     """Temperature when the power of a reading was drawn: a smooth curve through each stretch of readings."""
     out = np.empty_like(temperature_C)
-    for stretch in np.split(np.arange(len(wall_s)), np.flatnonzero(np.diff(wall_s) > GAP_S) + 1):
+    for stretch in np.split(np.arange(len(wall_s)), np.flatnonzero(np.diff(_stretches(wall_s))) + 1):
         since_s = wall_s[stretch] - wall_s[stretch[0]]
         curve = np.linalg.lstsq(_decays(since_s), temperature_C[stretch], rcond=None)[0]
         out[stretch] = _decays(since_s - _LATE_S) @ curve

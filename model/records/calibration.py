@@ -48,6 +48,16 @@ _HOTTEST_ABOVE_INLET_C = 150.0  # assumed: silicon does not outlive more
 _FACTOR = (0.0, 100.0)  # on dynamic energy
 
 
+def warming_gain(leak_W_per_C: float, rise_per_C: float, C_per_W: float) -> float:
+    """By how much a die warms for a kelvin that it is warmer, through what it leaks: from 1 on nothing is steady.
+
+    Args:
+        leak_W_per_C, rise_per_C: of power, and of dynamic power as a share of it.
+        C_per_W: that a die is warmer for each watt.
+    """
+    return leak_W_per_C * C_per_W + rise_per_C * _HOTTEST_ABOVE_INLET_C
+
+
 class Parameter(Strict):
     """One number.
 
@@ -316,12 +326,11 @@ class Calibration(Strict):
 
     @model_validator(mode="after")
     def _settles(self) -> Calibration:
-        """Leakage warms the die, which leaks more: with a gain of 1 or more around that loop, nothing is steady."""
+        """Leakage warms the die, which leaks more: something has to be steady in the end."""
         power = {name: p.value for name, p in self.power.parameters.items()}
         thermal = {name: p.value for name, p in self.thermal.parameters.items()}
         C_per_W = thermal["die_C_per_W"] + thermal["sink_C_per_W"]
-        gain = power["leak_W_per_C"] * C_per_W + power["rise_per_C"] * _HOTTEST_ABOVE_INLET_C
-        if gain >= 1:
+        if warming_gain(power["leak_W_per_C"], power["rise_per_C"], C_per_W) >= 1:
             raise ValueError(
                 f"power.parameters: leak_W_per_C {power['leak_W_per_C']:g} and rise_per_C {power['rise_per_C']:g} with "
                 f"thermal.parameters of {C_per_W:g} C_per_W: a die that warms up without end; allowed: less of them"

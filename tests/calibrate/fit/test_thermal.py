@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal, stuck_reading
 from moemodel.calibration.store.profile_tables import ThermalTable
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.records.calibration import ThermalFit
+from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, TABLES
 
 Mass = tuple[float, float]  # K/W, time constant in s
@@ -119,10 +119,26 @@ PARTS = ((HEAVY, 12.0), (IDLE, 22.0), (LIGHT, 6.0), (HEAVY, 6.0), (LIGHT, 6.0))
 DYNAMIC_W = {HEAVY: 570.0, IDLE: 0.0, LIGHT: 400.0}
 
 
-def _heat(*, leak: float = 0.7, rise: float = 0.0016, noise: float = 0.004, seed: int = 0) -> pd.DataFrame:
+def _leakage(trace: pd.DataFrame) -> dict[str, Parameter]:
+    table = ThermalTable.of(trace)
+    return fit_leakage(table, fit_thermal(table, MADE_UP), MADE_UP)
+
+
+H100 = (0.02, 1.8), (0.028, 25.0)  # K/W and s of die and sink
+H200 = (0.028, 0.34), (0.006, 6.0)
+
+
+def _heat(
+    *,
+    leak: float = 0.7,
+    rise: float = 0.0016,
+    noise: float = 0.004,
+    masses: tuple[tuple[float, float], ...] = H100,
+    seed: int = 0,
+) -> pd.DataFrame:
     """The trace of section `heat` of a device that leaks as given (at 50 C it draws 120 W when idle)."""
     rng = np.random.default_rng(seed)
-    resistance, time_constant = np.array([(0.02, 1.8), (0.028, 25.0)]).T
+    resistance, time_constant = np.array(masses).T
     warm = resistance * 400.0
     label, power_W, temperature_C = [], [], []
     for load, lasting_s in PARTS:
@@ -139,7 +155,7 @@ def _heat(*, leak: float = 0.7, rise: float = 0.0016, noise: float = 0.004, seed
 @pytest.mark.parametrize(("leak", "rise"), [(0.7, 0.0016), (0.45, 0.0), (1.2, 0.003)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_slopes_of_power_against_temperature_come_back(leak: float, rise: float, seed: int) -> None:
-    found = fit_leakage(ThermalTable.of(_heat(leak=leak, rise=rise, seed=seed)), MADE_UP)
+    found = _leakage(_heat(leak=leak, rise=rise, seed=seed))
     assert found["leak_W_per_C"].value == pytest.approx(leak, rel=0.06)
     assert found["rise_per_C"].value == pytest.approx(rise, abs=3e-4)  # of two slopes, each with its noise
     assert found["leak_W_per_C"].origin == found["rise_per_C"].origin == "measured"
@@ -147,7 +163,7 @@ def test_slopes_of_power_against_temperature_come_back(leak: float, rise: float,
 
 
 def test_its_error_is_the_scatter_of_repetitions() -> None:
-    tries = [fit_leakage(ThermalTable.of(_heat(seed=seed)), MADE_UP)["leak_W_per_C"] for seed in range(12)]
+    tries = [_leakage(_heat(seed=seed))["leak_W_per_C"] for seed in range(12)]
     scatter = float(np.std([p.value for p in tries]) / 0.7)
     errors = [p.error for p in tries if p.error is not None]
     assert len(errors) == len(tries)
@@ -156,10 +172,7 @@ def test_its_error_is_the_scatter_of_repetitions() -> None:
 
 def test_whole_degrees_do_not_flatten_the_slope() -> None:
     """Without noise only the rounding is left: no bias beyond a per cent in the mean of devices a little apart."""
-    found = [
-        fit_leakage(ThermalTable.of(_heat(leak=leak, noise=0.0)), MADE_UP)["leak_W_per_C"].value / leak
-        for leak in (0.6, 0.7, 0.8)
-    ]
+    found = [_leakage(_heat(leak=leak, noise=0.0))["leak_W_per_C"].value / leak for leak in (0.6, 0.7, 0.8)]
     assert np.mean(found) == pytest.approx(1.0, abs=0.015)
 
 
@@ -170,14 +183,32 @@ def test_a_clock_that_still_rises_does_not_count() -> None:
     late = light[np.flatnonzero(np.diff(light, prepend=-9) > 1)][:, None] + np.arange(20)
     trace.loc[late.ravel(), "clock_reported_Hz"] = 1.4e9
     trace.loc[late.ravel(), "power_W"] -= 120.0
-    assert fit_leakage(ThermalTable.of(trace), MADE_UP)["rise_per_C"].value == pytest.approx(0.0016, rel=0.15)
+    assert _leakage(trace)["rise_per_C"].value == pytest.approx(0.0016, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_else_warms_up_between_two_stretches_is_not_the_die_s(seed: int) -> None:
+    """The sink of a GPU that is cooled well hardly warms; its memory does, and draws 8 W more in the second stretch."""
+    trace = _heat(masses=H200, noise=0.001, seed=seed)
+    light = np.flatnonzero((trace["load"] == LIGHT).to_numpy())
+    first, second = np.split(light, np.flatnonzero(np.diff(light) > 1) + 1)
+    middle_C = [float(np.median(trace.loc[stretch, "temperature_C"])) for stretch in (first, second)]
+    assert middle_C[1] - middle_C[0] < 3.0
+    trace.loc[second, "power_W"] += 8.0
+    assert _leakage(trace)["rise_per_C"].value == pytest.approx(0.0016, abs=8e-4)
+
+
+def test_no_profile_warms_a_die_without_end() -> None:
+    found = _leakage(_heat(rise=0.008))
+    assert (found["leak_W_per_C"].value, found["rise_per_C"].value) == (LEAK_W_PER_C, RISE_PER_C)
+    assert "of the profile a die warms without end" in found["rise_per_C"].source
 
 
 @pytest.mark.parametrize("clock_Hz", [np.nan, 1.98e9])
 def test_a_device_without_a_clock_reading(clock_Hz: float) -> None:
     trace = _heat()
     trace["clock_reported_Hz"] = clock_Hz
-    assert fit_leakage(ThermalTable.of(trace), MADE_UP)["leak_W_per_C"].value == pytest.approx(0.7, rel=0.06)
+    assert _leakage(trace)["leak_W_per_C"].value == pytest.approx(0.7, rel=0.06)
 
 
 @pytest.mark.parametrize("what", ["no section", "too few readings", "no power", "too little cooling"])
@@ -191,7 +222,7 @@ def test_what_no_cooling_shows_is_as_on_another_gpu_and_says_so(what: str) -> No
         trace["power_W"] = np.nan
     else:
         trace["temperature_C"] = 50 + (trace["temperature_C"] - 50) / 20
-    found = fit_leakage(ThermalTable.of(trace), MADE_UP)
+    found = _leakage(trace)
     assert found["leak_W_per_C"].value == LEAK_W_PER_C
     assert found["rise_per_C"].value == RISE_PER_C
     for name in ("leak_W_per_C", "rise_per_C"):
@@ -200,7 +231,7 @@ def test_what_no_cooling_shows_is_as_on_another_gpu_and_says_so(what: str) -> No
 
 
 def test_power_that_falls_with_temperature_leaks_nothing() -> None:
-    found = fit_leakage(ThermalTable.of(_heat(leak=-0.5, rise=-0.001)), MADE_UP)
+    found = _leakage(_heat(leak=-0.5, rise=-0.001))
     assert found["leak_W_per_C"].value == 0
     assert found["rise_per_C"].value == 0
     assert found["leak_W_per_C"].error is None
@@ -230,7 +261,8 @@ def test_a_temperature_that_stands_still_under_changing_power_is_none(
     for parameter in fit_thermal(table, MADE_UP).parameters.values():
         assert parameter.origin == "assumed"
         assert parameter.source == f"{said}: no rise is modelled"
-    assert all(parameter.origin == "assumed" for parameter in fit_leakage(table, MADE_UP).values())
+    leakage = fit_leakage(table, fit_thermal(table, MADE_UP), MADE_UP)
+    assert all(parameter.origin == "assumed" for parameter in leakage.values())
 
 
 def test_a_temperature_may_stand_still_while_power_does() -> None:
