@@ -351,13 +351,14 @@ class MoeBlock(Block):
         moe, t, padded, form = self.spec, self._routed_tokens(batch), self._rows(batch), batch.framework.moe
         rows = self._tokens(batch) * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
+        read_B = product_B if batch.framework.lora is None else 0.0  # by products of experts, frozen beside adapters
         output_B = batch.element_size_B if self._keeps_outputs(batch) else 0.0
         copied_B = self._spread_copies(batch) * batch.element_size_B
-        yield Kept(size_B=rows * self._row_width * (product_B + output_B + copied_B), parts=("moe",))
+        yield Kept(size_B=rows * self._row_width * (read_B + output_B + copied_B), parts=("moe",))
         inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
         inner_B += batch.element_size_B * self._keeps_unweighted(batch)
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
-        yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
+        yield Kept(size_B=rows * width * read_B, parts=("moe", "moe_act"))
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
         order = 2 * _I * t * padded.slots
         if form.sorts_again and batch.framework.eager_sharding:  # rows that come from other ranks are sorted again
@@ -371,8 +372,8 @@ class MoeBlock(Block):
             if kept_B is not None:
                 yield Kept(size_B=kept_B, parts=("moe", *parts))
         if moe.latent_width is not None:  # what the products to the experts' width and back read
-            read_B = batch.product_copy_B * self.hidden + product_B * moe.latent_width
-            yield Kept(size_B=batch.sequence_parallel_tokens * read_B, parts=("moe",))
+            latent_B = batch.product_copy_B * self.hidden + product_B * moe.latent_width
+            yield Kept(size_B=batch.sequence_parallel_tokens * latent_B, parts=("moe",))
         if self._shared is not None:
             input_B = batch.product_copy_B * batch.sequence_parallel_tokens * self.hidden
             yield Kept(size_B=input_B, parts=("moe", "shared_experts"))
