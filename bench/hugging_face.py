@@ -22,7 +22,12 @@ from __future__ import annotations
 
 from studies.trained_runs import main
 
-_SETS = {"": "transformers", "unseen_": "transformers-unseen", "lora_": "transformers-lora"}
+_SETS = {
+    "": "transformers",
+    "unseen_": "transformers-unseen",
+    "lora_": "transformers-lora",
+    "short_": "transformers-short",
+}
 
 if __name__ == "__main__":
     main(__doc__, _SETS)
