@@ -13,7 +13,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,43 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
+class Phases:
+    """Seconds that the host spends in forward and backward passes of a Trainer, and behind them, since `begin`."""
+
+    def __init__(self) -> None:
+        self.spent_s = dict.fromkeys(("forward", "backward", "step"), 0.0)
+        self._passed_s = 0.0  # when the last backward pass was over
+
+    def watch(self, trainer: Trainer) -> None:
+        """Of this Trainer."""
+        trainer.compute_loss = self._timed("forward", trainer.compute_loss)
+        trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
+
+    def begin(self) -> None:
+        """Forget what was."""
+        self.spent_s = dict.fromkeys(self.spent_s, 0.0)
+
+    def end_step(self) -> None:
+        """A step is over."""
+        self.spent_s["step"] += time.perf_counter() - self._passed_s
+
+    def _timed(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*values: Any, **named: Any) -> Any:
+            begin_s = time.perf_counter()
+            found = call(*values, **named)
+            self._passed_s = time.perf_counter()
+            self.spent_s[phase] += self._passed_s - begin_s
+            return found
+
+        return timed
+
+
 class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers is not installed
     """Ends a training when it has measured enough steps; `found` is what it saw."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}
+        self.phases = Phases()
         self._sections = self._run()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -61,6 +93,7 @@ class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers 
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """After each."""
+        self.phases.end_step()
         try:
             next(self._sections)
         except StopIteration:
@@ -78,6 +111,7 @@ class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers 
         step_s = (time.perf_counter() - begin_s) / _LEAST_STEPS
         yield from self._steps(math.ceil(WARM_UP_S / step_s))
         count = max(_LEAST_STEPS, math.ceil(MEASURED_S / step_s))
+        self.phases.begin()
         with GpuMeter(0) as meter:
             begin_s = time.perf_counter()
             yield from self._steps(count)
@@ -88,6 +122,7 @@ class Measurement(TrainerCallback):  # type: ignore[misc]  # where transformers 
             "energy_J": meter.found["energy_J"] / count,
             "allocated_B": torch.cuda.max_memory_allocated(),
             "reserved_B": torch.cuda.max_memory_reserved(),
+            **{f"host_{phase}_s": spent_s / count for phase, spent_s in self.phases.spent_s.items()},
         }
 
 
@@ -143,6 +178,7 @@ def main() -> None:
     transformers.set_seed(0)
     measurement = Measurement()
     trainer = trainer_of(yaml.safe_load(plan_file.read_text(encoding="utf-8")), plan_file.parent, measurement)
+    measurement.phases.watch(trainer)
     trainer.train()
     parameters = sum(part.numel() for part in trainer.model.parameters())
     software = {name.__name__: name.__version__ for name in (torch, transformers)}
