@@ -46,6 +46,9 @@ FusedOperator = Literal[
 PlainOperator = Literal["rms_norm", "head_norm", "rotary"]
 
 
+_WEIGHTS_KERNELS = 2  # for the gradient of weights: a product and a sum
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlainKernels:
     """Kernels of an operator, one after another.
@@ -55,6 +58,7 @@ class PlainKernels:
         energy: of what such a copy takes, that they take.
         kept_B: bytes of an element that they keep for the backward pass, beside what the operator gives;
             `weights_kept_B` of these for the gradient of its weights alone, whose kernels move `weights_B` as a copy.
+        kernels: how many they are, forward and backward; None: as many as torch's.
         autocast: the same where torch.autocast has float32 elements before or among them; None: alike.
     """
 
@@ -64,6 +68,7 @@ class PlainKernels:
     kept_B: float = 0.0
     weights_kept_B: float = 0.0
     weights_B: float = 0.0
+    kernels: tuple[float, float] | None = None
     autocast: PlainKernels | None = None
 
     @property
@@ -83,6 +88,7 @@ class PlainKernels:
             kept_B=self.kept_B - self.weights_kept_B,
             weights_kept_B=0.0,
             weights_B=0.0,
+            kernels=None if self.kernels is None else (self.kernels[0], self.kernels[1] - _WEIGHTS_KERNELS),
             autocast=None if self.autocast is None else self.autocast.frozen,
         )
 
@@ -290,7 +296,8 @@ class Framework:
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
             `sharded_dtypes`: other than float32 only where ZeRO shards them.
-        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
+        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time beside
+            `tensor_calls`.
         step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
             measured of torch's.
         step_read: of what it queues for each tensor, the share up to the one whose result it reads, tensor after
@@ -321,7 +328,8 @@ class Framework:
             pass of every micro-batch and in a step.
         pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
         ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
-        tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step.
+        tensor_calls: of each tensor of parameters of a layer, in a backward pass and in a step, in which each adapter's
+            modules take `adapter_calls` beside.
         shard_calls: to gather or scatter the parameters or gradients of a layer in a pass where ZeRO shards parameters,
             where `torch_launch` does not say.
         deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
@@ -505,6 +513,7 @@ class Framework:
     pass_calls: float = 0.0
     ring_calls: tuple[float, float] = (0.0, 0.0)
     tensor_calls: tuple[float, float] = (0.0, 0.0)
+    adapter_calls: float = 0.0
     shard_calls: float = 0.0
     latent_calls: tuple[float, float] = (0.0, 0.0)
     paired_calls: tuple[float, float] = (0.0, 0.0)

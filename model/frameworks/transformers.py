@@ -29,6 +29,7 @@ _NORM = PlainKernels(
     kept_B=4.0 + 2.0,
     weights_kept_B=2.0,
     weights_B=8.0,
+    kernels=(8, 16),
     autocast=PlainKernels(
         forward_B=312e-6 * _B_PER_S,
         backward_B=889e-6 * _B_PER_S,
@@ -47,6 +48,7 @@ _HEAD_NORM = PlainKernels(
     kept_B=6.0,
     weights_kept_B=2.0,
     weights_B=8.0,
+    kernels=(8, 16),
 )
 # apply_rotary_pos_emb: times cosines, a half negated, halves put together, times sines, both summed; backward times
 # cosines and sines, halves taken apart into zeros and one negated, summed twice, and put in the products' order. Under
@@ -56,6 +58,7 @@ _ROTARY = PlainKernels(
     forward_B=666e-6 * _ROTATED_B_PER_S,
     backward_B=896e-6 * _ROTATED_B_PER_S,
     energy=(20 + 34) / ((666e-6 + 896e-6) * _ROTATED_B_PER_S),
+    kernels=(5, 10),
     autocast=PlainKernels(
         forward_B=918e-6 * _ROTATED_B_PER_S,
         backward_B=1286e-6 * _ROTATED_B_PER_S,
@@ -109,10 +112,17 @@ TRANSFORMERS = replace(
     returns_logits=True,  # accelerate/utils/operations.py, convert_outputs_to_fp32, on all that a model returns
     fused_optimizer=True,  # training_args.py: adamw_torch_fused
     # The loss of every micro-batch is looked at for NaN (trainer.py, logging_nan_inf_filter), and whether its sequences
-    # are packed (masking_utils.py, find_packed_sequence_indices). Meanwhile and around them the device stands idle: on
-    # an H200 (traced, 2026-11-29) 6 ms of a step of one micro-batch, half of them behind its last
+    # are packed (masking_utils.py, find_packed_sequence_indices), so that the device stands idle before the first layer
+    # of each micro-batch, 3 ms on an H200 (traced, 2026-11-29), and while the host prepares a step: by its time in
+    # models so small that nothing else counts (bench/plans/transformers-host, an H200's host the same day, where a
+    # kernel took 26 us) 1.1 ms, 41 us a tensor that is clipped and stepped, and 90 us beside of each adapter, over
+    # whose modules zero_grad and floating_point_ops walk
     synchronizes_every_pass=True,
-    drained_calls=(46.0, 46.0),
+    drained_calls=(34.0, 16.0),
+    tensor_calls=(0.0, 1.6),
+    adapter_calls=3.4,
+    # hooks on every tensor that is saved, and states of generators (torch/utils/checkpoint.py): 1.1 and 1.5 ms a layer
+    repeated_calls=(42.0, 61.0),
     casts_adapters=True,  # PEFT 0.21, unless told otherwise (get_peft_model, autocast_adapter_dtype)
     float32_experts=True,  # integrations/moe.py, _grouped_mm
     moe=MoeForm(padding="never", dispatch="kernels", kernels=_EXPERT_KERNELS),

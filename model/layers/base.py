@@ -18,7 +18,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray, IntArray, at_rows
-from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
+from moemodel.model.frameworks.base import AdaptedLinear, Framework, PlainKernels, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import ALL_TO_ALL, OVERLAPPED
@@ -237,6 +237,13 @@ class LayerOp:
     added_s: FloatArray | float = 0.0
     target: AdaptedLinear | Literal[""] = ""
     duplicated: bool = False
+
+
+def plain_kernels_of(op: LayerOp, framework: Framework) -> PlainKernels | None:
+    """Kernels, one after another, that a framework says it runs of an operator; None: it runs torch's."""
+    if op.kind is Kind.RMS_NORM:
+        return framework.plain("rms_norm" if op.of_stream else "head_norm")
+    return framework.plain("rotary") if op.kind is Kind.ROTARY else None
 
 
 @dataclass(frozen=True, kw_only=True)

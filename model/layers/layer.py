@@ -5,7 +5,7 @@ A layer without norms (a plain MLP) has no residuals either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -29,6 +29,7 @@ from moemodel.model.layers.base import (
     LayerOp,
     MicroBatch,
     elementwise,
+    plain_kernels_of,
     tensor_parallel,
     tensor_parallel_reduction,
 )
@@ -209,6 +210,8 @@ class LayerBlocks:
         if batch.framework.lora is not None:
             of_adapters = adapter_launches(self.operators(batch), batch)
             forward, backward = (*forward, of_adapters[0]), (*backward, of_adapters[1])
+        plain = plain_launches(self.operators(batch), batch.framework)
+        forward, backward = (*forward, np.full(batch.plans, plain[0])), (*backward, np.full(batch.plans, plain[1]))
         if hooks := batch.framework.tensor_calls[0] * self.tensors_of(batch.framework):
             backward = (*backward, np.full(batch.plans, hooks))
         return np.asarray(sum(forward)), np.asarray(sum(backward))
@@ -226,6 +229,23 @@ class LayerBlocks:
             drains_forward=np.asarray(sum(one.drains_forward for one in found)),
             drains_backward=np.asarray(sum(one.drains_backward for one in found)),
         )
+
+
+# Kernels of torch's, forward and backward (profiler/backends/torch_native/operators.py; torch 2.11)
+_TORCH_KERNELS = {Kind.RMS_NORM: (1.0, 2.0), Kind.ROTARY: (7.0, 8.0)}
+
+
+def plain_launches(operators: Iterable[LayerOp], framework: Framework) -> tuple[float, float]:
+    """Kernels that plain ones of a framework are beyond torch's, forward and backward."""
+    forward, backward = 0.0, 0.0
+    for op in operators:
+        plain = plain_kernels_of(op, framework)
+        if plain is not None and plain.kernels is not None:
+            there, back = _TORCH_KERNELS[op.kind]
+            tensors = 2.0 if op.kind is Kind.ROTARY else 1.0  # queries and keys
+            forward += tensors * (plain.kernels[0] - there)
+            backward += tensors * (plain.kernels[1] - back)
+    return forward, backward
 
 
 def _more_casts(block: Block, batch: MicroBatch) -> int:

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import PRODUCTS
-from moemodel.model.frameworks.base import SCATTERED, Framework, PlainKernels
+from moemodel.model.frameworks.base import SCATTERED
 from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
-from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch, plain_kernels_of
 from moemodel.model.operators.work import Kind, Shape
 
 _CAST_B = 6.0  # read in 16 bits and written in 32, or the other way round
@@ -119,13 +119,6 @@ def _around(op: LayerOp, form: _Form) -> Iterator[tuple[FloatArray, FloatArray, 
         yield m * n * form.norm, m * n * form.norm_backward, 1.0
     elif op.kind is Kind.RESIDUAL_ADD:
         yield m * n * form.residual, 0.0 * m, 1.0
-
-
-def plain_kernels_of(op: LayerOp, framework: Framework) -> PlainKernels | None:
-    """Kernels, one after another, that a framework says it runs of an operator; None: it runs torch's."""
-    if op.kind is Kind.RMS_NORM:
-        return framework.plain("rms_norm" if op.of_stream else "head_norm")
-    return framework.plain("rotary") if op.kind is Kind.ROTARY else None
 
 
 def _sizes(*sizes: ArrayLike) -> tuple[FloatArray, ...]:

@@ -17,13 +17,13 @@ from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import GATHERED, SCATTERED, Framework, PlainKernels, Precision
 from moemodel.model.layers.adapters import trained_operators
-from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch
+from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch, plain_kernels_of
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import before_last_product, layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.step.autocast import autocast_operators, plain_kernels_of
+from moemodel.model.step.autocast import autocast_operators
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 

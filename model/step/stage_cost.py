@@ -849,7 +849,7 @@ class _StageParts:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
         host, framework = self._blocks.host, self._blocks.machine.framework
         if framework.fused_optimizer:
-            return 0.0
+            return 0.0 if self._drains_before_step else self._looped_s(stage)
         if framework.step_kernels is None:
             return self._looped_s(stage) + framework.host_factors.step * (
                 host.fixed_step_s()
@@ -870,8 +870,17 @@ class _StageParts:
         calls = framework.tensor_calls[1]
         if not calls:
             return 0.0
-        tensors = sum(_column(n) * layer.tensors_of(framework) for n, layer in self._layers(stage))
-        return slower * factors.forward * calls * self._measured_kernel_s(stage) * tensors
+        each = (_column(n) * self._looped_calls(layer) for n, layer in self._layers(stage))
+        return slower * factors.forward * self._measured_kernel_s(stage) * sum(each)
+
+    def _looped_calls(self, layer: LayerBlocks) -> float:
+        """Of a layer's tensors that are trained, and of the modules of its adapters."""
+        framework = self._blocks.machine.framework
+        if framework.lora is None:
+            return framework.tensor_calls[1] * layer.tensors_of(framework)
+        return (2 * framework.tensor_calls[1] + framework.adapter_calls) * adapted(
+            layer.operators(self._batch), self._batch
+        )
 
     def _step_read(self) -> float:
         """Of the device's work for the optimizer what comes before the last result that the host reads, by bytes."""
@@ -935,7 +944,7 @@ class _StageParts:
         """Where the host waits for the device, in a forward and in a backward pass, [P, 1] each.
 
         For how many rows go to which expert, of which it learns, and queues what comes next; or until the device has
-        done what was queued.
+        done what was queued. What it does once a step is shared out over the micro-batches.
         """
         forward, backward = np.zeros((2, len(self.plans)))
         for count, layer in held_layers(stage, self._blocks.layer_blocks):
@@ -944,7 +953,15 @@ class _StageParts:
             backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
         each, once = self._blocks.machine.framework.drained_calls
         forward += each + once / self.plans.micro_batches
-        return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
+        step_s = self._looped_s(stage) if self._drains_before_step else 0.0
+        forward_s = forward[:, None] * call.forward_s + step_s / self.plans.micro_batches[:, None]
+        return np.asarray(forward_s), np.asarray(backward[:, None] * call.backward_s)
+
+    @property
+    def _drains_before_step(self) -> bool:
+        """Whether the device stands idle while the host goes over tensors, before it queues a step's few kernels."""
+        framework = self._blocks.machine.framework
+        return framework.fused_optimizer and framework.synchronizes_every_pass
 
     def _runs_dry(self, stage: Stage | Stages) -> bool:
         """Left out: blocks without experts, beside which the host could run ahead."""
