@@ -3,19 +3,16 @@
     python bench/hugging_face.py [--json] [--plans]
     python bench/hugging_face.py --predict      write the predicted.json of each set that has none
 
-`bench/jobs/transformers_job.py` runs a plan of bench/plans/transformers and writes its readings, which
-bench/measured keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1 (`_signed`),
-nothing of them fitted:
+`bench/jobs/transformers_job.py` runs a plan of a set in bench/plans and writes its readings, which bench/measured
+keeps. Figures are of bench/plans/transformers; beside them
 
-    step_time_mape, energy_mape      of a step
-    reserved_mape                    of the peak that torch's allocator reserved
-    inside                           share of measured times in the 90 % interval
-    plans                            that ran
-    before_...                       the same of what was predicted before the runs
-    unseen_...                       the same of other models and shapes, chosen when the predictions had been mended by
-                                     the first set
+    unseen_...       of transformers-unseen, other models and shapes, chosen when predictions had been mended by the
+                     first
+    lora_...         of transformers-lora, nine plans with adapters, predicted from their code
+    short_...        of transformers-short, seven plans whose micro-batches are so short that the host bounds them
 
-Of the first set kernels were traced in four runs, of which one with three micro-batches in place of one.
+Of the first set kernels were traced in four runs, of which one with three micro-batches in place of one. What the host
+does is by the runs of bench/plans/transformers-host, after those of adapters had shown that it was missing.
 """
 
 from __future__ import annotations

@@ -20,6 +20,16 @@ from studies.intervals import holds, interval
 _BENCH = Path(__file__).parents[1]
 _PREDICTED = "predicted.json"
 
+_LEGEND = """
+Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1 (`_signed`), nothing of them fitted:
+
+    step_time_mape, energy_mape      of a step
+    reserved_mape                    of the peak that torch's allocator reserved
+    inside                           share of measured times in the 90 % interval
+    plans                            that ran
+    before_...                       the same of what was predicted before the runs
+"""
+
 # figure of a prediction -> of a reading
 _FIGURES = {
     "step_time": "step_time_s",
@@ -73,14 +83,16 @@ def figures(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def main(described: str | None, sets: Mapping[str, str]) -> None:
+def main(described: str, sets: Mapping[str, str]) -> None:
     """Command line of a script.
 
     Args:
-        described: what it says of itself.
+        described: what it says of itself, to which it adds what the figures are.
         sets: prefix of the figures of a set -> its name.
     """
-    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=described + _LEGEND, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plans", action="store_true", help="print each plan's errors, too")
     parser.add_argument("--predict", action="store_true", help="write predictions, before any run of a set")

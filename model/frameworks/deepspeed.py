@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from moemodel.model.frameworks.base import HostFactors, Precision, PrecisionRecipe
 from moemodel.model.frameworks.moe_form import (
-    COPY_B_PER_S,
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
     ByChoices,
@@ -20,6 +19,7 @@ from moemodel.model.frameworks.moe_form import (
     Launches,
     MoeForm,
     StreamedKernels,
+    copied_B,
 )
 from moemodel.model.frameworks.torch_native import TORCH
 
@@ -33,7 +33,7 @@ _GATE = StreamedKernels(over="scores", forward=12, backward=9, forward_B=62, bac
 # Places by a running sum down the tokens, which one block of threads adds up, a row after another: 0.759 ms for 4,096
 # on an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes, the other
 # multiprocessors idle
-_SCAN = StreamedKernels(over="places", forward=1, forward_B=0.759e-3 / 4_096 * COPY_B_PER_S, energy=0.0)
+_SCAN = StreamedKernels(over="places", forward=1, forward_B=copied_B(0.759e-3, 4_096), energy=0.0)
 # A dozen of routes, int32 and int64
 _ROUTES = StreamedKernels(over="choices", forward=16, backward=3, forward_B=150, backward_B=24, kept_B=12)
 

@@ -28,11 +28,18 @@ Tensor = Literal[
 # What torch's `index_add` of 16-bit rows takes an element, whose sums are atomic: 0.536 ms for 32,768 rows of 2,048 on
 # an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes at the rate of that GPU's large copies
 # (its shipped calibration); of other GPUs assumed to be as many. It moves 6, and is taken to draw as much as they do.
-COPY_B_PER_S = 4.21e12
-INDEX_ADD_B = 0.536e-3 / (32_768 * 2_048) * COPY_B_PER_S
+_COPY_B_PER_S = 4.21e12
+
+
+def copied_B(time_s: float, elements: float) -> float:
+    """Bytes of an element that a copy there moves in the time that kernels took of so many."""
+    return time_s * _COPY_B_PER_S / elements
+
+
+INDEX_ADD_B = copied_B(0.536e-3, 32_768 * 2_048)
 INDEX_ADD_ENERGY = 6 / INDEX_ADD_B
 # The same of a cast from 16 bits to 32: 0.384 ms for 8,192 x 8 rows of 2,048 there, twice as long as the other way
-WIDEN_B = 0.384e-3 / (8192 * 8 * 2048) * COPY_B_PER_S
+WIDEN_B = copied_B(0.384e-3, 8192 * 8 * 2048)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import PlainKernels, PrecisionRecipe
-from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B, HostWaits, MoeForm, StreamedKernels
+from moemodel.model.frameworks.moe_form import WIDEN_B, HostWaits, MoeForm, StreamedKernels, copied_B
 from moemodel.model.frameworks.torch_native import TORCH
 
 TORCHTITAN = replace(
@@ -66,7 +66,7 @@ TORCHTITAN = replace(
 # Kernels of experts, traced on an H200 in Qwen3's layers (torch 2.11, 2026-11-29): 8,192 tokens, 8 experts each of 128,
 # 2,048 wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those
 # that they move.
-_B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
+_B_PER_S = copied_B(1.0, 8192 * 8 * 2048)
 # Rows of an expert are padded to a multiple of 8 in as many rows as that may ever take, 8 for each expert of a GPU
 # (models/moe/utils.py, TOKEN_GROUP_ALIGN_SIZE_M). All that pad are copies of one row, whose gradient one warp adds up
 # row after row, 0.79 us each: 1,300 us for 65,536 rows and 1,024 that pad; in float32 1,123, and 983 of 98,304 and 512.
@@ -112,7 +112,7 @@ _FLOAT32_ROWS = (
     StreamedKernels(
         over="chosen_rows",
         backward=1,
-        backward_B=(2648e-6 - 291e-6) * COPY_B_PER_S / (98_304 * 2048),
+        backward_B=copied_B(2648e-6 - 291e-6, 98_304 * 2048),
         energy=0.1,  # moves 5 bytes of an element, in the time of 49
         most=7,
     ),

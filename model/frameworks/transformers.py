@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import PlainKernels
-from moemodel.model.frameworks.moe_form import COPY_B_PER_S, MoeForm, StreamedKernels
+from moemodel.model.frameworks.moe_form import MoeForm, StreamedKernels, copied_B
 from moemodel.model.frameworks.torch_native import TORCH
 
 # Kernels traced on an H200 (torch 2.11, 2026-11-29) in layers of Llama 3 8B, two sequences of 4,096 tokens: as many
 # bytes as a copy there moves in their time, of an element; `energy` has those that they move.
-_B_PER_S = COPY_B_PER_S / (8192 * 4096)
-_ROTATED_B_PER_S = COPY_B_PER_S / (8192 * (32 + 8) * 128)
+_B_PER_S = copied_B(1.0, 8192 * 4096)
+_ROTATED_B_PER_S = copied_B(1.0, 8192 * (32 + 8) * 128)
 
 # models/llama/modeling_llama.py, LlamaRMSNorm, and those of other models alike: to float32, squared, mean, scaled, to
 # 16 bits, times weights; backward the weights' product and gradient, to float32, scaled, times the input and summed,
@@ -68,8 +68,8 @@ _ROTARY = PlainKernels(
 
 # integrations/moe.py, grouped_mm_experts_forward, traced in Qwen3's layers: 8,192 tokens, 8 experts each of 128, 2,048
 # wide, experts 768. Rows that other ranks' experts would take are filled with zeros in any case.
-_ROWS_B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
-_INNER_B_PER_S = COPY_B_PER_S / (8192 * 8 * 768)
+_ROWS_B_PER_S = copied_B(1.0, 8192 * 8 * 2048)
+_INNER_B_PER_S = copied_B(1.0, 8192 * 8 * 768)
 _EXPERT_KERNELS = (
     # rows in their experts' order (122 us), filled (364); outputs copied and filled (124 and 364), weighted (331), in
     # the tokens' order (141), summed (113). Backward the sum's gradients to 16 bits (308), in their experts' order (80

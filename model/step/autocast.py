@@ -21,17 +21,17 @@ from numpy.typing import ArrayLike
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import PRODUCTS
 from moemodel.model.frameworks.base import SCATTERED
-from moemodel.model.frameworks.moe_form import COPY_B_PER_S, WIDEN_B
+from moemodel.model.frameworks.moe_form import WIDEN_B, copied_B
 from moemodel.model.layers.base import COPY_B, LayerOp, MicroBatch, plain_kernels_of
 from moemodel.model.operators.work import Kind, Shape
 
 _CAST_B = 6.0  # read in 16 bits and written in 32, or the other way round
 
 # 78 us for 4 x 2048 x 2560 elements: 16 bits added to 32 (10 bytes), against the 6 of 16-bit sums
-_MIXED_SUM_B = 78e-6 / (4 * 2048 * 2560) * COPY_B_PER_S - 6.0
+_MIXED_SUM_B = copied_B(78e-6, 4 * 2048 * 2560) - 6.0
 # Kernels of a norm of 4 x 2048 x 32 x 128 elements by itself: to float32, squares, their mean, times the inverse root
 # and the weights, to 16 bits; 499 us forward, and their gradients, 1,177 us. Of an element they move 40 and 100 bytes.
-_SPLIT_NORM_B = (499e-6 / (4 * 2048 * 32 * 128) * COPY_B_PER_S, 1177e-6 / (4 * 2048 * 32 * 128) * COPY_B_PER_S)
+_SPLIT_NORM_B = tuple(copied_B(time_s, 4 * 2048 * 32 * 128) for time_s in (499e-6, 1177e-6))
 _SPLIT_NORM_MOVED_B = 40.0 + 100.0
 
 
