@@ -128,7 +128,8 @@ class LayerBlocks:
         first, inside = block.first_target(), batch.sequence_parallel_tokens
         if not batch.keeps_input_of(first):
             return
-        copies_B = (1 + batch.autocast * _more_casts(block, batch)) * self.hidden
+        more = batch.autocast * _more_casts(block, batch) if batch.autocast.any() else 0.0
+        copies_B = (1 + more) * self.hidden
         if not batch.has_adapter(first):
             read = inside if batch.framework.keeps_norm_shards else batch.tokens
             read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
@@ -238,7 +239,7 @@ _TORCH_KERNELS = {Kind.RMS_NORM: (1.0, 2.0), Kind.ROTARY: (7.0, 8.0)}
 def plain_launches(operators: Iterable[LayerOp], framework: Framework) -> tuple[float, float]:
     """Kernels that plain ones of a framework are beyond torch's, forward and backward."""
     forward, backward = 0.0, 0.0
-    for op in operators:
+    for op in operators if framework.plain_kernels else ():
         plain = plain_kernels_of(op, framework)
         if plain is not None and plain.kernels is not None:
             there, back = _TORCH_KERNELS[op.kind]

@@ -547,6 +547,7 @@ class _StageParts:
     """The parts of a stage's cost, for some of the plans."""
 
     def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
+        self._hosts: dict[tuple[int, bool], HostCost] = {}
         self.plans = blocks.plans.take(rows)
         self.rows = rows
         self._blocks = blocks
@@ -1004,6 +1005,13 @@ class _StageParts:
         return _PLAIN if self._is_plain else layer.host_block()
 
     def _host_of(self, layer: LayerBlocks, *, without_graphs: bool = False) -> HostCost:
+        """`_found_host`, which many stages ask for."""
+        key = (id(layer), without_graphs)
+        if key not in self._hosts:
+            self._hosts[key] = self._found_host(layer, without_graphs=without_graphs)
+        return self._hosts[key]
+
+    def _found_host(self, layer: LayerBlocks, *, without_graphs: bool) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
         framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]. Without those that
         graphs of parts of it replay; or without graphs, and without what is no call of an operator."""
