@@ -368,6 +368,8 @@ class Framework:
         wraps_lone: FSDP shards what no other rank holds, too, over that one: what it would gather and scatter it
             copies.
         flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
+        reserves_logits: memory counts as reserved, and 16-bit logits stay so beside the loss's float32 tensors, which
+            outgrow their block.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
@@ -540,6 +542,7 @@ class Framework:
     float32_shards: bool = False
     wraps_lone: bool = False
     flat_copy_B: float = 0.0
+    reserves_logits: bool = False
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"

@@ -41,7 +41,8 @@ TORCHTITAN = replace(
     # (torch.distributed.tensor.parallel.loss, _nll_loss_and_log_softmax_backward)
     part_logit_B=16.0,
     float32_shards=True,  # FSDP2 casts parameters that the model holds in float32 (parallelize_llama.py)
-    pools_by_stream=True,  # its reports tell reserved memory (metrics.py)
+    reserves_logits=True,  # its reports tell reserved memory (metrics.py)
+    pools_by_stream=True,
     compiles_loss=False,  # train.py of December 2024 leaves it out; `cross_entropy: compiled` puts it in
     # torch's foreach AdamW, kernel by kernel over float32 parameters, 80 bytes in place of 28 (optimizer.py: `fused` is
     # off by default)

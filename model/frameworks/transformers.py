@@ -109,6 +109,7 @@ TRANSFORMERS = replace(
     # masking_utils.py makes none only where it may read tensors, and is_causal is then left (integrations/
     # sdpa_attention.py), which repeats keys and values in that case, too
     compiles_with_mask=True,
+    reserves_logits=True,  # logits, float32 ones of the loss, their log-probabilities and the gradients of both
     returns_logits=True,  # accelerate/utils/operations.py, convert_outputs_to_fp32, on all that a model returns
     fused_optimizer=True,  # training_args.py: adamw_torch_fused
     # The loss of every micro-batch is looked at for NaN (trainer.py, logging_nan_inf_filter), and whether its sequences

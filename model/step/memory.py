@@ -313,16 +313,19 @@ class MemoryModel:
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
     def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
-        """Memory that the allocator keeps for some alone: flat buffers of gradients; of FSDP2's streams parameters of
-        units on their way to be gathered, and shards of gradients; of 16-bit logits. [P]"""
+        """Memory that the allocator keeps for some alone: flat buffers of gradients; of 16-bit logits; of FSDP2's
+        streams parameters of units on their way to be gathered, and shards of gradients. [P]"""
+        kept_B = np.asarray(self.framework.flat_copy_B * shard.total)
+        if self.framework.reserves_logits:
+            kept_B = kept_B + stage.head * self._head.outgrown_B(self.batch)
         if not self.framework.pools_by_stream:
-            return np.asarray(self.framework.flat_copy_B * shard.total)
+            return kept_B
         layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
         units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
         scattered = self._sharded(Shard(dense=shard.dense, expert=np.where(self._expert_shards > 1, shard.expert, 0.0)))
         pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * scattered
         pooled_B = np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
-        return np.asarray(pooled_B + stage.head * self._head.outgrown_B(self.batch))
+        return np.asarray(kept_B + pooled_B)
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""

@@ -51,6 +51,8 @@ def test_steps_take_as_long_and_draw_as_much_as_measured(name: str) -> None:
     assert found.energy.gpu_J.value == pytest.approx(measured["energy_J"], rel=0.09)
     allocated_B = found.memory_B.value - found.memory_terms_B["context"] - found.memory_terms_B["fragmentation"]
     assert allocated_B == pytest.approx(measured["allocated_B"], rel=0.03)
+    reserved_B = allocated_B + found.memory_terms_B["fragmentation"]
+    assert reserved_B == pytest.approx(measured["reserved_B"], rel=0.05)
     adapters = model_adapters(architecture_of(plan), framework_as_run(plan), plan.precision)
     assert found.parameters + (adapters or 0) == measured["parameters"]
 
