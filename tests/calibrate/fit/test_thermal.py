@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal, stuck_reading
+from moemodel.calibration.store.profile_reader import read_profile
 from moemodel.calibration.store.profile_tables import ThermalTable
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Parameter, ThermalFit
@@ -124,6 +126,12 @@ def _leakage(trace: pd.DataFrame) -> dict[str, Parameter]:
     return fit_leakage(table, fit_thermal(table, MADE_UP), MADE_UP)
 
 
+ROOT = Path(__file__).parents[3]
+H200_PROFILES = [
+    *sorted((ROOT / "calibrate" / "profiles").glob("h200-*")),
+    ROOT / "bench" / "measured" / "h200-sxm-141gb-profile",
+]
+
 H100 = (0.02, 1.8), (0.028, 25.0)  # K/W and s of die and sink
 H200 = (0.028, 0.34), (0.006, 6.0)
 
@@ -196,6 +204,16 @@ def test_what_else_warms_up_between_two_stretches_is_not_the_die_s(seed: int) ->
     assert middle_C[1] - middle_C[0] < 3.0
     trace.loc[second, "power_W"] += 8.0
     assert _leakage(trace)["rise_per_C"].value == pytest.approx(0.0016, abs=8e-4)
+
+
+@pytest.mark.parametrize("profile", H200_PROFILES, ids=lambda profile: profile.name)
+def test_h200_leak_alike(profile: Path) -> None:
+    """And as H100 do, 0.68 to 0.98 W/K and 0.17 to 0.22 % of dynamic power a kelvin, or somewhat less."""
+    table = read_profile(profile).thermal
+    found = fit_leakage(table, fit_thermal(table, MADE_UP), MADE_UP)
+    assert found["leak_W_per_C"].origin == found["rise_per_C"].origin == "measured"
+    assert 0.4 < found["leak_W_per_C"].value < 0.6
+    assert 0.0005 < found["rise_per_C"].value < 0.0025
 
 
 def test_no_profile_warms_a_die_without_end() -> None:
