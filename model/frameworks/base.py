@@ -365,6 +365,7 @@ class Framework:
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
         float32_shards: parameters of mixed precision are the float32 ones that states count; 16-bit ones are only
             gathered, or copies that last as long as the passes of a micro-batch.
+        shards_ends_apart: FSDP gathers embedding and head each by itself, else both at once.
         wraps_lone: FSDP shards what no other rank holds, too, over that one: what it would gather and scatter it
             copies.
         flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
@@ -540,6 +541,7 @@ class Framework:
     logit_B: float | None = None
     part_logit_B: float | None = None
     float32_shards: bool = False
+    shards_ends_apart: bool = False
     wraps_lone: bool = False
     flat_copy_B: float = 0.0
     reserves_logits: bool = False

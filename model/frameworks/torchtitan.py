@@ -128,6 +128,7 @@ TORCHTITAN_0_2 = replace(
     compiles_loss=True,  # `compile.components` names the loss beside the model (config/job_config.py)
     fused_optimizer=True,  # torch's fused AdamW (config/job_config.py, Optimizer.implementation)
     optimizer_B=0.0,
+    shards_ends_apart=True,  # apply_fsdp (models/llama3/infra/parallelize.py): tok_embeddings; norm and output
     wraps_lone=True,  # experts of which each rank has its own (models/llama4/infra/parallelize.py, apply_fsdp)
     moe=MoeForm(
         padding="never",

@@ -18,9 +18,9 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -322,9 +322,11 @@ class MemoryModel:
             return kept_B
         layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
         units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
-        scattered = self._sharded(Shard(dense=shard.dense, expert=np.where(self._expert_shards > 1, shard.expert, 0.0)))
+        lone = (self._shards == 1) & self.framework.wraps_lone
+        experts = np.where((self._expert_shards > 1) | lone, shard.expert, 0.0)
+        scattered = self._sharded(Shard(dense=shard.dense, expert=experts))
         pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * scattered
-        pooled_B = np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
+        pooled_B = np.where((self.plans.zero_stage >= 1) & ((self._shards > 1) | lone), pooled_B, 0.0)
         return np.asarray(kept_B + pooled_B)
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
@@ -342,12 +344,12 @@ class MemoryModel:
             end=np.maximum(self._first_end(stage), self._ends(stage) - self._first_end(stage)),
             layer=largest(layers),
         )
-        held = {
-            "ddp-fsdp2": ddp_fsdp2_states,
+        by_name: Mapping[str, Callable[..., ResidentStates]] = {
+            "ddp-fsdp2": partial(ddp_fsdp2_states, ends_apart=self.framework.shards_ends_apart),
             "distributed-optimizer": distributed_optimizer_states,
             "flattened": flattened_states,
-        }[self.framework.data_parallel]
-        return held(
+        }
+        return by_name[self.framework.data_parallel](
             parts,
             trained=self._trained_counts(stage) if self.framework.lora is not None else parts,
             zero=self.plans.zero_stage,

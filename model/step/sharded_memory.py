@@ -69,8 +69,14 @@ def ddp_fsdp2_states(
     accumulating: BoolArray,
     gradient_B: float,
     weight_B: float,
+    ends_apart: bool = False,
 ) -> ResidentStates:
     """Under DDP and FSDP2.
+
+    Units of FSDP2 are layers, and what is left: embedding and head, or one each (`ends_apart`): then the head's stays
+    gathered from its forward to its backward pass, and of a unit's gradients those of 16 bits and what is scattered in
+    their place are held at once, behind which the last unit's were scattered (torch/distributed/fsdp/_fully_shard,
+    _fsdp_param_group.py, post_backward; torchtitan, apply_fsdp).
 
     Args:
         parts: parameters; `trained` those of them that have gradients.
@@ -78,15 +84,19 @@ def ddp_fsdp2_states(
         zero: ZeRO stage; `shared` whether there are several data-parallel ranks to shard over.
         accumulating: whether there were micro-batches before the one whose passes are looked at.
         gradient_B, weight_B: bytes of an element.
+        ends_apart: see above.
     """
     zero = np.where(shared, zero, 0)
+    ends = parts.end if ends_apart else parts.ends
     none = np.zeros_like(parts.whole)
     whole, sharded = gradient_B * trained.whole, gradient_B * trained.sharded
     at_end = pipeline & (zero >= 2)
     summed = np.where(at_end, whole, np.choose(zero, [whole, whole, sharded, sharded]))
     before = np.where(accumulating, summed, 0.0)
-    on_the_way = gradient_B * (trained.ends + 2 * trained.layer)
-    some = weight_B * (parts.ends + 2 * parts.layer)
+    copied_B = gradient_B + weight_B
+    on_the_way = copied_B * trained.layer if ends_apart else gradient_B * (trained.ends + 2 * trained.layer)
+    behind = copied_B * trained.end if ends_apart else none  # layers
+    some = weight_B * (ends + (1 if ends_apart else 2) * parts.layer)
     everything = weight_B * parts.gathered
     remaining = np.where(accumulating, everything, some)
     scattered = sharded + on_the_way
@@ -96,12 +106,12 @@ def ddp_fsdp2_states(
             np.where(
                 at_end, whole, np.choose(zero, [whole, np.where(accumulating, whole, scattered), scattered, scattered])
             ),
-            np.where(zero == 0, whole, sharded),
+            np.where(zero == 0, whole, sharded + np.where(zero >= 2, behind, 0.0)),
         ),
         gathered_B=(
             np.choose(
                 zero,
-                [none, everything, everything, weight_B * (parts.ends + parts.layer)],
+                [none, everything, everything, weight_B * (ends + parts.layer)],
             ),
             np.choose(zero, [none, remaining, remaining, np.where(at_end, everything, some)]),
             none,

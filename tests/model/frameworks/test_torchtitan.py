@@ -34,6 +34,10 @@ from tests.networks import NODE
 
 Batch = Callable[..., PlanBatch]
 
+BENCH = Path(__file__).parents[3] / "bench"
+SHARDED = [
+    file for name in ("two-gpus", "cp") for file in sorted((BENCH / "measured" / f"torchtitan-{name}").glob("*.json"))
+]
 BOARD = "h100-sxm-96gb"  # 96 GB of HBM2e and 500 W, as its reports say
 
 
@@ -247,6 +251,15 @@ def test_one_gpu_holds_what_was_measured(keys: dict[str, Any], reserved_GB: floa
     found = outcome(document, load_calibration(None, board))
     reserved_B = found.memory_B.value - found.memory_terms_B["context"]
     assert reserved_B / 1e9 == pytest.approx(reserved_GB, rel=0.06)
+
+
+@pytest.mark.parametrize("file", SHARDED, ids=lambda file: file.stem)
+def test_several_gpus_hold_what_was_measured(file: Path) -> None:
+    """Under FSDP2, expert and context parallelism, what the allocator of each of two H200 gave out."""
+    measured = json.loads(file.read_text())
+    found = predict(BENCH / "plans" / file.parent.name / f"{file.stem}.yaml")
+    allocated_B = found.memory_B.value - found.memory_terms_B["context"] - found.memory_terms_B["fragmentation"]
+    assert allocated_B == pytest.approx(measured["allocated_B"], rel=0.04)
 
 
 def _over_measured(runs: str, name: str) -> float:

@@ -41,7 +41,7 @@ def llama() -> Architecture:
     return read_architecture("llama-3-8b")
 
 
-def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray]:
+def moments(*, shared: bool, accumulating: bool, ends_apart: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Gradients and gathered parameters, GB, [3 moments, ZeRO 0 to 3]."""
     held = ddp_fsdp2_states(
         PARTS,
@@ -50,8 +50,9 @@ def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray
         pipeline=np.zeros(4, dtype=bool),
         shared=np.full(4, shared),
         accumulating=np.full(4, accumulating),
-        gradient_B=2.0,
+        gradient_B=4.0 if ends_apart else 2.0,
         weight_B=2.0,
+        ends_apart=ends_apart,
     )
     return np.stack(held.gradients_B) / GB, np.stack(held.gathered_B) / GB
 
@@ -76,6 +77,16 @@ def test_what_is_gathered() -> None:
     assert gathered[0].tolist() == [0, 20, 20, 2 * (2 + 1)]
     assert gathered[1].tolist() == [0, 20, 20, 2 * (2 + 2)]
     assert gathered[2].tolist() == [0, 0, 0, 0]
+
+
+def test_ends_in_units_of_their_own() -> None:
+    """The head's weights beside the last layer's; then the embedding's beside the first layer's, whose 16-bit gradients
+    lie beside the float32 ones that are scattered; last the embedding's gradients, both ways."""
+    gradients, gathered = moments(shared=True, accumulating=False, ends_apart=True)
+    assert gathered[0].tolist() == [0, 20, 20, 2 * (1 + 1)]
+    assert gathered[1].tolist() == [0, 4, 4, 4]
+    assert gradients[1].tolist() == [40, 10 + 6, 10 + 6, 10 + 6]
+    assert gradients[2].tolist() == [40, 10, 10 + 6, 10 + 6]
 
 
 @pytest.mark.parametrize("accumulating", [False, True])
