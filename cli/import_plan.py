@@ -21,7 +21,9 @@ def import_command() -> None:
 @click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or a GPU description.")
 @click.option("--gpus", type=click.IntRange(min=1, max=MOST_GPUS), default=8, show_default=True, help="How many.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Words of the tokenizer, where ARGUMENTS don't say.")
-@click.option("--model", type=click.Choice(["gpt", "bert"]), help="What is trained; default: as a script says, or gpt.")
+@click.option(
+    "--model", type=click.Choice(["gpt", "bert", "t5"]), help="What is trained; default: by the script, or gpt."
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into."
 )
@@ -31,7 +33,7 @@ def import_megatron_command(
     gpu: str,
     gpus: int,
     vocab_size: int | None,
-    model: Literal["gpt", "bert"] | None,
+    model: Literal["gpt", "bert", "t5"] | None,
     output: Path,
     force: bool,
 ) -> None:

@@ -835,7 +835,7 @@ def import_megatron(
     gpu: str,
     gpus: int,
     vocab: int | None = None,
-    model: Literal["gpt", "bert"] | None = None,
+    model: Literal["gpt", "bert", "t5"] | None = None,
     folder: Path | str,
     overwrite: bool = False,
 ) -> MegatronImport:

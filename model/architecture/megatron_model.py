@@ -1,14 +1,16 @@
 """Models as Megatron-LM's arguments state them (megatron/training/arguments.py, transformer_config.py).
 
 Keys are the arguments' names without dashes in front, underscores between; defaults are Megatron's. `model` says which
-of its classes: GPT, or BERT, whose attention has no mask. `vocab_size` is that of the embedding, padding included. What
-Megatron adds to BERT behind its layers (two products of the model's width, token types) is left out.
+of its classes: GPT; BERT, whose attention has no mask; or T5, whose `num_layers` are the decoder's. `vocab_size` is
+that of the embedding, padding included. What Megatron adds to BERT behind its layers (two products of the model's
+width, token types) is left out.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, field_validator, model_validator
@@ -46,9 +48,10 @@ class MegatronModel(Family):
     ends_in_vocabulary: ClassVar[bool] = True
 
     model_type: Literal["megatron"]
-    model: Literal["gpt", "bert"] = "gpt"
+    model: Literal["gpt", "bert", "t5"] = "gpt"
     vocab_size: Count
     num_layers: Layers
+    encoder_num_layers: Count | None = None  # of T5: num_layers
     hidden_size: Count
     num_attention_heads: Count
     ffn_hidden_size: Count | None = None  # four times hidden_size; of swiglu two thirds of it, in steps of 64
@@ -126,6 +129,14 @@ class MegatronModel(Family):
         require_divides("mamba_num_groups", self.mamba_num_groups, "mamba_num_heads", self._state_space().heads)
         return self
 
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> MegatronModel:
+        if self.encoder_num_layers is not None and self.model != "t5":
+            reject("encoder_num_layers", self.encoder_num_layers, "nothing, unless model is t5")
+        if self.model == "t5" and (self.num_experts or self.multi_latent_attention or self.hybrid_layer_pattern):
+            reject("model", "t5 with experts, latent attention or a pattern", "dense layers")
+        return self
+
     @property
     def pattern(self) -> str:
         """A letter a layer of the model itself; empty where all are of one kind."""
@@ -155,14 +166,21 @@ class MegatronModel(Family):
         """A stack of layers between embedding and head."""
         learned = self.position_embedding_type == "learned_absolute"
         decoder = tuple(self._layer(index) for index in range(self.num_layers))
+        encoder: tuple[Layer, ...] = ()
+        if self.model == "t5":
+            layers = self.encoder_num_layers or self.num_layers
+            encoder = (self._of_blocks((self._attention(),), self._dense()),) * layers
+            own, read = replace(self._attention(), causal=True), replace(self._attention(), cross=True)
+            decoder = (self._of_blocks((own, read), self._dense()),) * self.num_layers
         return Architecture(
             name=name,
             hidden=self.hidden_size,
             vocab=self.vocab_size,
             embedding_width=self.hidden_size,
             tied=not self.untie_embeddings_and_output_weights,
+            encoder=encoder,
             decoder=decoder,
-            head_bias=self.model == "bert",
+            head_bias=self.model != "gpt",
             learned_positions=self.max_position_embeddings if learned else 0,
             max_seq=self.max_position_embeddings,
             source=source,

@@ -104,6 +104,10 @@ class AttentionBlock(Block):
     def matmul_parameters(self) -> int:
         return self._head_parameters()
 
+    def read_parameters(self) -> int:
+        a = self.spec
+        return self.hidden * a.kv_heads * (a.head_dim + self._value_dim) if a.cross else 0
+
     def core_flops(self, seq: FloatArray) -> FloatArray:
         """Scores and their product with the values; causal attention looks at half of the pairs (FlashAttention-2,
         section 4.1), or at those of its windows or chunks."""
@@ -154,8 +158,7 @@ class AttentionBlock(Block):
         """Queries, keys and values, their norms and their rotation."""
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
         q, kv, values = a.heads * a.head_dim / batch.tp, kv_heads * a.head_dim, kv_heads * self._value_dim
-        for index, n in enumerate((q + kv + values,) if batch.framework.fused_qkv else (q, kv, values)):
-            yield linear(batch.tokens, n, self.hidden, bias=a.bias_qkv, shares_input=index > 0, target="qkv")
+        yield from self._inputs(batch, q, kv, values)
         if a.qk_norm == "full":
             yield from self._wide_norms(batch, q, kv)
         elif a.qk_norm == "per_head":
@@ -169,6 +172,17 @@ class AttentionBlock(Block):
 
         if batch.framework.splits_heads:
             yield from self._split(batch, q, q + kv + values, mask=(kv_heads > 1) & (heads > kv_heads))
+
+    def _inputs(self, batch: MicroBatch, q: FloatArray, kv: FloatArray, values: FloatArray) -> Iterator[LayerOp]:
+        """Products that give queries, keys and values; of cross attention, whose sequences are of another length, those
+        of keys and values by themselves, which read what every other layer's read."""
+        fused, apart = batch.framework.fused_qkv, self.spec.cross and (batch.read_seq != batch.seq).any()
+        sizes: tuple[FloatArray, ...] = (q, kv, values)
+        if fused:
+            sizes = (q, kv + values) if apart else (q + kv + values,)
+        for index, n in enumerate(sizes):
+            tokens = batch.read_tokens if apart and index > 0 else batch.tokens
+            yield linear(tokens, n, self.hidden, bias=self.spec.bias_qkv, shares_input=index > 0, target="qkv")
 
     def _split(self, batch: MicroBatch, q: FloatArray, whole: FloatArray, *, mask: BoolArray) -> Iterator[LayerOp]:
         """Of one tensor, where groups of queries lie between keys and values: queries copied, gradients joined."""
@@ -202,6 +216,8 @@ class AttentionBlock(Block):
         if batch.framework.repeats_keys and a.heads > a.kv_heads:  # few are read; backward theirs are summed
             repeated = batch.tokens * (self._ring_width(batch) + self._kv_heads(batch) * (a.head_dim + self._value_dim))
             yield elementwise(repeated, 1.0, (1.0,))
+        if a.cross:  # as many pairs of sequences that are as long as what is read
+            span = batch.read_seq
         shape = Shape(
             batch=batch.sequences * (batch.seq / span),
             heads=a.heads / batch.tp / batch.cp,
@@ -244,14 +260,14 @@ class AttentionBlock(Block):
 
     def _unfused_core(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """All scores, masked or not: their product, softmax, dropout, and the product with the values."""
-        seq, value_dim = batch.seq, self._value_dim
+        seq, read, value_dim = batch.seq, self._read_seq(batch), self._value_dim
         many = batch.sequences * (self.spec.heads / batch.tp) / batch.cp
-        scores, values = many * seq**2, many * seq * value_dim
-        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=seq, k=self._head_dim), attention_core=True)
+        scores, values = many * seq * read, many * seq * value_dim
+        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=read, k=self._head_dim), attention_core=True)
         yield from _softmax(batch, scores, many)
         if batch.framework.dropout:
             yield elementwise(scores, _DROPOUT, (_DROPOUT,), attention_core=True)
-        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=value_dim, k=seq), attention_core=True)
+        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=value_dim, k=read), attention_core=True)
         yield elementwise(values, _LAYOUT, (_LAYOUT,), attention_core=True)
 
     # ---- memory -----------------------------------------------------------------------------------------------------
@@ -261,7 +277,8 @@ class AttentionBlock(Block):
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
         q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * self._value_dim
         normed_B = head_norm_kept_B(batch) * (q + k) if a.qk_norm != "none" else 0.0
-        yield Kept(size_B=batch.tokens * (batch.element_size_B * (q + k + v) + normed_B))
+        read = batch.read_tokens if a.cross else batch.tokens
+        yield Kept(size_B=batch.element_size_B * (batch.tokens * q + read * (k + v)) + batch.tokens * normed_B)
         yield from self.core_kept(batch)
 
     def core_kept(self, batch: MicroBatch) -> Iterator[Kept]:
@@ -281,11 +298,15 @@ class AttentionBlock(Block):
         # where kernels normalise in float32 that stays, and beside it what the product reads, unless dropout wrote it
         more_B = _F - (element_B if dropout else 0.0)
         slow = 1 - _is_fused(batch, batch.sequences * heads / batch.cp)
-        return np.asarray((per_score + more_B * slow) * batch.tokens * heads * batch.seq)
+        return np.asarray((per_score + more_B * slow) * batch.tokens * heads * self._read_seq(batch))
+
+    def _read_seq(self, batch: MicroBatch) -> FloatArray:
+        """Tokens of a sequence that queries look at. [P]"""
+        return batch.read_seq if self.spec.cross else batch.seq
 
     def buffer_B(self, batch: MicroBatch) -> FloatArray:
         """Scores, where the framework multiplies queries and keys into what stays."""
-        scores = batch.tokens * (self.spec.heads / batch.tp) * batch.seq
+        scores = batch.tokens * (self.spec.heads / batch.tp) * self._read_seq(batch)
         return np.asarray(batch.element_size_B * scores * batch.framework.keeps_score_buffer)
 
     # ---- communication ----------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class MicroBatch:
         framework, recipe: what trains, and the bytes and types of its precision.
         tp, cp, ep: degrees of parallelism; `etp` the one that cuts an expert.
         sequences: of the micro-batch; `seq` tokens each.
+        read_seq: tokens of a sequence that cross attention reads; of a decoder whose sequences are as long, `seq`.
+        decoder_seq: of a decoder whose sequences are not; 0: they are, or these are that decoder's.
         tokens: T.
         sequence_parallel_tokens: that norms and residuals see: sequence parallelism spreads them over tp.
         sequence_parallel: whether it does, 1 or 0.
@@ -54,6 +56,8 @@ class MicroBatch:
     etp: FloatArray
     sequences: FloatArray
     seq: FloatArray
+    read_seq: FloatArray
+    decoder_seq: FloatArray
     tokens: FloatArray
     sequence_parallel_tokens: FloatArray
     sequence_parallel: FloatArray
@@ -78,6 +82,8 @@ class MicroBatch:
             etp=mesh.etp.astype(np.float64),
             sequences=plans.micro_batch.astype(np.float64),
             seq=plans.seq.astype(np.float64),
+            read_seq=plans.seq.astype(np.float64),
+            decoder_seq=plans.decoder_seq.astype(np.float64),
             tokens=tokens,
             sequence_parallel_tokens=np.where(shares, tokens / tp, tokens),
             sequence_parallel=shares.astype(np.float64),
@@ -99,7 +105,30 @@ class MicroBatch:
         """What tells apart plans whose micro-batches are different work, recomputation left aside. [P] each."""
         degrees = (self.tp, self.cp, self.ep, self.etp)
         forms = (self.sequence_parallel, self.skew, self.dispatch, self.autocast)
-        return (*degrees, self.sequences, self.seq, *forms)
+        return (*degrees, self.sequences, self.seq, self.decoder_seq, *forms)
+
+    def of_decoder(self) -> MicroBatch:
+        """What a decoder behind an encoder sees of it."""
+        if not self.decoder_seq.any():
+            return self
+        share = np.where(self.decoder_seq > 0, self.decoder_seq / self.seq, 1.0)
+        return replace(
+            self,
+            seq=share * self.seq,
+            tokens=share * self.tokens,
+            sequence_parallel_tokens=share * self.sequence_parallel_tokens,
+            decoder_seq=np.zeros_like(self.seq),
+        )
+
+    @property
+    def read_tokens(self) -> FloatArray:
+        """That cross attention reads. [P]"""
+        return np.asarray(self.tokens * (self.read_seq / self.seq))
+
+    @property
+    def embedded_tokens(self) -> FloatArray:
+        """Those that are looked up: a decoder's too, where its sequences are of another length. [P]"""
+        return np.asarray(self.tokens * (1 + self.decoder_seq / self.seq))
 
     @property
     def plans(self) -> int:
@@ -331,6 +360,10 @@ class Block(ABC):
     @abstractmethod
     def matmul_parameters(self) -> int:
         """Weights that a token is multiplied with: 2 FLOPs each, forward (Kaplan et al. 2020, section 2.1)."""
+
+    def read_parameters(self) -> int:
+        """Of these, those that an encoder's tokens are multiplied with, behind a decoder's."""
+        return 0
 
     def core_flops(self, seq: FloatArray) -> FloatArray:
         """FLOPs of attention's core on one sequence of so many tokens, forward. [P]"""

@@ -68,7 +68,7 @@ class EmbeddingBlock:
         return np.asarray(self.parameters() / tp + self.positions() + self.projections() / 2 + self.norms())
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        a, tokens = self.architecture, batch.tokens
+        a, tokens = self.architecture, batch.embedded_tokens
         if not a.vocab:
             return
         yield LayerOp(kind=Kind.EMBEDDING, shape=Shape(m=tokens, n=a.embedding_width, k=a.vocab / batch.tp))
@@ -86,7 +86,7 @@ class EmbeddingBlock:
         """Partial embeddings of the vocabulary's shards, summed."""
         if not self.architecture.vocab:
             return
-        size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
+        size_B = batch.element_size_B * batch.embedded_tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=0.0)
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=0.0)
@@ -124,6 +124,7 @@ class HeadBlock:
         return np.asarray((copied + self.parameters()) / self._shards(tp) + embedding.projections() / 2 + last_norm)
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        batch = batch.of_decoder()
         a, tokens = self.architecture, batch.tokens
         if a.final_norm and a.layers[-1].norm is not None:
             yield norm(a.layers[-1], batch.sequence_parallel_tokens, a.hidden)
@@ -178,13 +179,13 @@ class HeadBlock:
         if batch.framework.logit_B is not None:
             whole = parts = batch.framework.logit_B
         shards = self._shards(batch.tp)
-        tokens = batch.tokens / batch.framework.loss_chunks
+        tokens = batch.of_decoder().tokens / batch.framework.loss_chunks
         return np.asarray(np.where(shards > 1, parts, whole) * tokens * a.head_outputs / shards)
 
     def logits_B(self, batch: MicroBatch) -> FloatArray:
         """Logits of one micro-batch in the precision of activations. [P]"""
         outputs = self.architecture.head_outputs / self._shards(batch.tp)
-        return np.asarray(batch.element_size_B * batch.tokens / batch.framework.loss_chunks * outputs)
+        return np.asarray(batch.element_size_B * batch.of_decoder().tokens / batch.framework.loss_chunks * outputs)
 
     def outgrown_B(self, batch: MicroBatch) -> FloatArray:
         """16-bit logits that are free when the loss's backward pass begins, and too small a block for any of its
@@ -195,12 +196,13 @@ class HeadBlock:
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""
         a = self.architecture
-        return np.asarray(_F * batch.tokens * a.head_outputs / self._shards(batch.tp))
+        return np.asarray(_F * batch.of_decoder().tokens * a.head_outputs / self._shards(batch.tp))
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
         """The input and its gradient, and what the loss needs of all shards of the vocabulary."""
         if not self.architecture.has_head:
             return
+        batch = batch.of_decoder()
         size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=0.0)

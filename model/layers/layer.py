@@ -71,6 +71,15 @@ class LayerBlocks:
         """How many hold them in a framework."""
         return self.parameter_tensors() - sum(block.joined_tensors(framework) for block in self.blocks)
 
+    def _own(self, batch: MicroBatch) -> MicroBatch:
+        """What the layer sees of a micro-batch: a decoder's that attends to an encoder its own sequences."""
+        return batch.of_decoder() if batch.decoder_seq.any() and self.crosses else batch
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it attends to an encoder's output."""
+        return any(attention.cross for attention in self.layer.attentions)
+
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
         return np.asarray(sum(block.more_tensors(batch) for block in self.blocks))
@@ -83,6 +92,7 @@ class LayerBlocks:
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Forward operators, in order."""
+        batch = self._own(batch)
         for index, block in enumerate(self.blocks):
             if self.layer.norm is not None and self._is_normed(index):
                 yield replace(norm(self.layer, batch.sequence_parallel_tokens, self.hidden), parts=("layernorm",))
@@ -100,6 +110,7 @@ class LayerBlocks:
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """What the layer keeps for the backward pass of one micro-batch."""
+        batch = self._own(batch)
         inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
         for index, block in enumerate(self.blocks):
             yield from block.kept(batch)
@@ -143,17 +154,18 @@ class LayerBlocks:
 
     def freed_late_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of outputs that are scattered over tensor-parallel ranks, whole, and of what each gets of them. [P]"""
+        batch = self._own(batch)
         scattered = batch.sequence_parallel_tokens < batch.tokens
         both = batch.tokens + batch.sequence_parallel_tokens
         return np.asarray(len(self.blocks) * batch.element_size_B * scattered * both * self.hidden)
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
-        return self.blocks[-1].passing_B(batch)
+        return self.blocks[-1].passing_B(self._own(batch))
 
     def buffer_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that its blocks take turns to work in, and leave to the next layer. [P]"""
-        return largest([block.buffer_B(batch) for block in self.blocks])
+        return largest([block.buffer_B(self._own(batch)) for block in self.blocks])
 
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]
@@ -163,6 +175,7 @@ class LayerBlocks:
         nothing backward, is in no cut); checkpoints of eager layers keep it (torch/utils/checkpoint.py,
         _CachingTorchDispatchMode).
         """
+        batch = self._own(batch)
         inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
         plain = replace(batch, recipe=replace(batch.recipe, matmul_dtype="bf16"))
         kept_B = np.array(inside_B)
@@ -182,6 +195,7 @@ class LayerBlocks:
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
         """Of all blocks, and the sum of each one's output over tensor-parallel ranks."""
+        batch = self._own(batch)
         size_B = batch.element_size_B * batch.tokens * self.hidden
         cast = batch.recipe.product_input_B / batch.element_size_B if batch.framework.casts_shards else 1.0
         for block in self.blocks:

@@ -29,6 +29,7 @@ _UNLESS_SAID = {
     "replicas": 1,
     "micro_batches_per_schedule": 0,
     "micro_batches_per_round": 0,
+    "decoder_seq": 0,
     **DispatchChoices().numbers,
 }
 
@@ -43,7 +44,8 @@ class PlanBatch:
     `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out. `micro_batches_per_round`: that pass a chunk before the next one takes them, under interleaved
-    1F1B; 0: as many as there are stages.
+    1F1B; 0: as many as there are stages. `decoder_seq`: tokens of a sequence of the decoder behind an encoder, where
+    these are not `seq`; 0: they are.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
     NaN of the others' and of plans with one clock for all; S is 0 where it is left out. `clock_change_s`: until a
     clock that is set within a step stands.
@@ -73,6 +75,7 @@ class PlanBatch:
     dispatch_overlap: IntArray = field(default_factory=lambda: _NOT_SAID)
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _NOT_SAID)
     micro_batches_per_round: IntArray = field(default_factory=lambda: _NOT_SAID)
+    decoder_seq: IntArray = field(default_factory=lambda: _NOT_SAID)
     replicas: IntArray = field(default_factory=lambda: _NOT_SAID)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
     clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
@@ -101,6 +104,11 @@ class PlanBatch:
 
     def __len__(self) -> int:
         return int(self.dp.size)
+
+    @property
+    def predicted_seq(self) -> IntArray:
+        """Tokens of a sequence that a head predicts, [P]."""
+        return np.where(self.decoder_seq > 0, self.decoder_seq, self.seq)
 
     @property
     def asked_etp(self) -> IntArray:
@@ -210,6 +218,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         **choices,
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
+        decoder_seq=0 if plan.decoder_sequence_length == plan.sequence_length else plan.decoder_sequence_length or 0,
         micro_batches_per_schedule=plan.micro_batches_per_schedule or 0,
         micro_batches_per_round=plan.micro_batches_per_round or 0,
         skew=skew_of(plan),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 from moemodel.model.architecture.hf_config import read_architecture
@@ -107,6 +108,23 @@ def _check_clock(clock_MHz: float, gpu: Gpu, *, key: str = "clock_MHz") -> None:
             raise InputError(f"{message}; the nearest are {below:g} and {min(below + step, high):g}")
 
 
+def _decoder_length(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    """Of a decoder whose sequences are of another length than its encoder's."""
+    found, p = plan.decoder_sequence_length, plan.parallel
+    if found is None:
+        return
+    said = f"decoder_sequence_length: found {found}"
+    if not any(attention.cross for layer in architecture.layers for attention in layer.attentions):
+        yield f"{said} with {architecture.name}, whose layers attend to no encoder; allowed: null"
+    elif max(p.pp, p.cp) > 1:
+        yield f"{said} with pp {p.pp} and cp {p.cp}; allowed: null, or pp 1 and cp 1"
+    elif p.sequence_parallel and found % p.tp:
+        yield f"{said}; allowed with sequence_parallel: multiples of tp {p.tp}"
+    positions = architecture.learned_positions
+    if positions and found > positions:
+        yield f"{said}; {architecture.name} has {positions} learned positions, allowed: at most that"
+
+
 def _check_power_cap(power_cap_W: float, gpu: Gpu) -> None:
     highest_W = gpu.power_limit_max_W or gpu.power_limit_W
     if highest_W is None:
@@ -127,6 +145,6 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
     rules = architecture_rules(
         architecture, sequence_length=plan.sequence_length, skew=skew_of(plan), cp_comm=plan.cp_comm
     )
-    mistakes = list(dict.fromkeys(messages(rules, plan.choices)))
+    mistakes = list(dict.fromkeys([*messages(rules, plan.choices), *_decoder_length(plan, architecture)]))
     if mistakes:
         raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

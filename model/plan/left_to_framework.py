@@ -34,4 +34,5 @@ NONE_IN_A_SEARCH = (
     "gradient_dtype",
     "micro_batches_per_schedule",
     "micro_batches_per_round",
+    "decoder_sequence_length",
 )

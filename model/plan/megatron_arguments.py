@@ -24,7 +24,7 @@ from moemodel.model.hardware.gpu import is_known_gpu, read_gpu
 from moemodel.model.plan.recompute import PARTS
 
 Arguments = Mapping[str, Any]
-Model = Literal["gpt", "bert"]
+Model = Literal["gpt", "bert", "t5"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,12 @@ REFUSED: dict[str, str] = {
     "perform-rl-step": "reinforcement learning, whose steps generate text",
     "experimental-attention-variant": "linear or sparse attention",
     "heterogeneous-layers-config-path": "layers of their own shapes",
-    "encoder-num-layers": "an encoder and a decoder with sequences of two lengths",
     "model-provider": "encoders of images beside the language model",
     "img-h": "encoders of images beside the language model",
     "retro-add-retriever": "retrieval",
 }
 _BERT = "bert-no-binary-head"
+_ENCODER = "encoder-num-layers"  # what T5 alone is told
 
 _HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS.values()))
 
@@ -151,10 +151,17 @@ _RARE += ("moe-layer-freq", "moe-expert-capacity-factor", "window-size", "no-pos
 _PATTERNS = ("hybrid-layer-pattern", "hybrid-override-pattern")  # the latter as it was called before
 _RARE += _PATTERNS
 _OF_MODEL = frozenset({*_MODEL_COUNTS, *_MODEL_FLAGS, *_MODEL_WORDS, *_RARE, "vocab-size", "padded-vocab-size"})
-_OF_MODEL |= {"make-vocab-size-divisible-by", "tokenizer-type", "vocab-extra-ids", _BERT}
+_OF_MODEL |= {
+    _ENCODER,
+    "decoder-num-layers",
+    "make-vocab-size-divisible-by",
+    "tokenizer-type",
+    "vocab-extra-ids",
+    _BERT,
+}
 _OF_PLAN = frozenset(
     {
-        *("micro-batch-size", "global-batch-size", "seq-length", "encoder-seq-length"),
+        *("micro-batch-size", "global-batch-size", "seq-length", "encoder-seq-length", "decoder-seq-length"),
         *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size"),
         *("expert-model-parallel-size", "sequence-parallel"),
         *("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank"),
@@ -213,9 +220,9 @@ def megatron_run(
     for name, what in REFUSED.items():
         if name in given:
             raise InputError(
-                f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, or of BERT"
+                f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, of BERT, or of T5"
             )
-    said = _Said(given, model or ("bert" if _BERT in given else "gpt"))
+    said = _Said(given, "t5" if _ENCODER in given else model or ("bert" if _BERT in given else "gpt"))
     plan, sentences = _plan(said, gpu, gpus)
     left_out = [f"--{name} {shown(given[name])}: {LEFT_OUT[name]}" for name in given if _is_left_out(name, given)]
     return MegatronRun(
@@ -312,7 +319,7 @@ class _Said:
 # Radford et al. 2019; Devlin et al. 2019 (their vocabularies of 30,522 and 28,996 words)
 _TOKENIZERS = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
 # of programs that are told none (pretrain_bert.py)
-_USUAL: dict[Model, str] = {"gpt": "GPT2BPETokenizer", "bert": "BertWordPieceLowerCase"}
+_USUAL: dict[Model, str] = {"gpt": "GPT2BPETokenizer", "bert": "BertWordPieceLowerCase", "t5": "BertWordPieceCase"}
 _NULL_EXTRA = 1  # the end of a document (megatron/core/tokenizers, NullTokenizer)
 
 
@@ -323,6 +330,9 @@ def _config(said: _Said, vocab: int | None) -> dict[str, Any]:
     config |= {_key(name): True for name in _MODEL_FLAGS if said.flag(name)}
     config |= {_key(name): said.word(name, "") for name in _MODEL_WORDS if said.flag(name)}
     config |= {name: read(said) for name, read in _OTHER_KEYS.items() if read(said) is not None}
+    if said.model == "t5":
+        config["encoder_num_layers"] = said.count(_ENCODER)
+        config["num_layers"] = said.count("decoder-num-layers", said.count(_ENCODER))
     return config | {"vocab_size": _vocab(said, vocab)}
 
 
@@ -407,6 +417,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
     recompute, sentences = _recompute(said)
     plan: dict[str, Any] = {
         "sequence_length": said.count(seq),
+        "decoder_sequence_length": said.count("decoder-seq-length") if said.model == "t5" else None,
         "global_batch": said.count("global-batch-size", micro_batch * dp),
         "micro_batch": micro_batch,
         "recompute": recompute,

@@ -376,6 +376,9 @@ class Plan(NamesFiles):
     architecture: Text = Field(description="a known architecture, or the path of a Hugging Face config.json")
     layers: Stages | None = Field(default=None, description="train only that many decoder layers")
     sequence_length: Tokens
+    decoder_sequence_length: Tokens | None = Field(
+        default=None, description="of the decoder behind an encoder, which reads sequence_length; null: as many tokens"
+    )
     global_batch: Count = Field(description="sequences in one optimizer step")
     micro_batch: MicroBatch = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
@@ -570,7 +573,7 @@ class Plan(NamesFiles):
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Plan:
-        check_tokens(self.tokens, self.global_batch, self.sequence_length)
+        check_tokens(self.tokens, self.global_batch, self.decoder_sequence_length or self.sequence_length)
         return self
 
     @model_validator(mode="after")

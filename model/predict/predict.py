@@ -177,7 +177,7 @@ class PricedPlans:
             fits=memory_B <= machine.memory_B,
             fit_probability=fit_probability,
             outside=found.outside,
-            tokens=(plans.global_batch * plans.seq).astype(np.float64),
+            tokens=(plans.global_batch * plans.predicted_seq).astype(np.float64),
         )
 
     @cached_property
@@ -186,7 +186,9 @@ class PricedPlans:
         passes = 1 / 3 if self._machine.framework.forward_only else 1.0  # a backward pass does twice as much
         machine = self._machine
         adapters = model_adapters(self._architecture, machine.framework, machine.precision)
-        flops = model_flops(self._architecture, self._plans.seq, adapters=adapters)
+        flops = model_flops(
+            self._architecture, self._plans.seq, decoder_seq=self._plans.predicted_seq, adapters=adapters
+        )
         return passes * flops * self._plans.global_batch
 
     @cached_property

@@ -74,7 +74,7 @@ def notes(
         _pipes(plan, machine),
         _routing(plan, architecture, machine, routing),
         _positions(plan, architecture),
-        _encoder(architecture),
+        _encoder(plan, architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
         _part_of_a_node(plan, machine),
@@ -169,7 +169,7 @@ def notes_without_times(
         _vocabulary(plan, architecture),
         _routing(plan, architecture, machine, None),
         _positions(plan, architecture),
-        _encoder(architecture),
+        _encoder(plan, architecture),
         _former_backend(plan),
         choices_by_default(plan, architecture, machine),
         "FLOPs and bytes are the least that the operators need; bytes sent are those of rings over each group.",
@@ -441,11 +441,12 @@ def _capacity(capacities: set[float], machine: System) -> str:
     )
 
 
-def _encoder(architecture: Architecture) -> str | None:
+def _encoder(plan: Plan, architecture: Architecture) -> str | None:
     if not architecture.encoder:
         return None
+    read = "as many" if plan.decoder_sequence_length is None else f"{plan.sequence_length} of a sequence"
     return (
-        "Tokens are those of the decoder; the encoder reads as many beside them, and its time and energy are included."
+        f"Tokens are those of the decoder; the encoder reads {read} beside them, and its time and energy are included."
     )
 
 

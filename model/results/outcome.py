@@ -257,7 +257,7 @@ class Outcome:
         """Sequences that pass forward, on all GPUs; None of a plan that trains."""
         if self.plan.mode != "inference":
             return None
-        return self.tokens_per_s * (1 / self.plan.sequence_length)
+        return self.tokens_per_s * (1 / (self.plan.decoder_sequence_length or self.plan.sequence_length))
 
     @property
     def inferences_per_J(self) -> Estimate | None:
@@ -421,6 +421,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
     probability = first(fit_probability(architecture, batch, machine, memory.peak_B))
     nothing = PhaseOutcome(time_s=math.nan, energy_J=math.nan, clock_Hz=None)
     adapters = model_adapters(architecture, machine.framework, machine.precision)
+    flops = model_flops(architecture, batch.seq, decoder_seq=batch.predicted_seq, adapters=adapters)
     return Outcome(
         plan=plan,
         gpu=machine.gpu.name,
@@ -428,7 +429,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         provenance=None,
         parameters=counted.total,
         active_parameters=counted.active,
-        tokens=float(plan.global_batch * plan.sequence_length),
+        tokens=float((batch.global_batch * batch.predicted_seq)[0]),
         step_time_s=unknown,
         tokens_per_s=unknown,
         tokens_per_s_per_gpu=unknown,
@@ -452,7 +453,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         host_wait_s=math.nan,
         phases=dict.fromkeys(_PHASES, nothing),
         outside=math.nan,
-        model_flops=first(model_flops(architecture, batch.seq, adapters=adapters) * batch.global_batch),
+        model_flops=first(flops * batch.global_batch),
         volumes=GpuVolumes.of(step_volumes(architecture, batch, machine)),
         routing=None,
         run=None,

@@ -264,6 +264,7 @@ def is_plan_but_for_rules(data: Mapping[str, Any]) -> bool:
         "micro_batch": 1,
         "micro_batches_per_schedule": None,
         "micro_batches_per_round": None,
+        "decoder_sequence_length": None,
         "optimizer": None,
     }
     try:

@@ -95,7 +95,7 @@ def ddp_fsdp2_states(
     before = np.where(accumulating, summed, 0.0)
     copied_B = gradient_B + weight_B
     on_the_way = copied_B * trained.layer if ends_apart else gradient_B * (trained.ends + 2 * trained.layer)
-    behind = copied_B * trained.end if ends_apart else none  # layers
+    last_unit = copied_B * trained.end if ends_apart else none
     some = weight_B * (ends + (1 if ends_apart else 2) * parts.layer)
     everything = weight_B * parts.gathered
     remaining = np.where(accumulating, everything, some)
@@ -106,7 +106,7 @@ def ddp_fsdp2_states(
             np.where(
                 at_end, whole, np.choose(zero, [whole, np.where(accumulating, whole, scattered), scattered, scattered])
             ),
-            np.where(zero == 0, whole, sharded + np.where(zero >= 2, behind, 0.0)),
+            np.where(zero == 0, whole, sharded + np.where(zero >= 2, last_unit, 0.0)),
         ),
         gathered_B=(
             np.choose(

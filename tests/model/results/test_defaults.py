@@ -100,9 +100,11 @@ OTHERWISE: dict[str, list[Any]] = {
     "site.price_per_kWh": [0.2],
     "site.gpu_hour_price": [2.0],
 }
-# What is no assumption: names; what a plan trains, whether it is interrupted or waits for data, where nothing is cut
-# off, and by which rule its tokens find experts; the GPU as it is described; degrees, whose product is the GPUs.
+# What is no assumption: names; what a plan trains and on how much, whether it is interrupted or waits for data, where
+# nothing is cut off, and by which rule its tokens find experts; the GPU as it is described; degrees, whose product is
+# the GPUs.
 NO_ASSUMPTION = {
+    "decoder_sequence_length",
     "name",
     "mode",
     "layers",
