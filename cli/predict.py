@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from moemodel.model.plan.spec import Plan
     from moemodel.model.results.estimate import Estimate
     from moemodel.model.results.outcome import GpuVolumes, Interruptions, Outcome
     from moemodel.model.results.routing_cost import RoutingCost
@@ -114,6 +115,12 @@ def _report(answer: Outcome) -> list[RenderableType]:
     return [*parts, "", *_notes(answer)]
 
 
+def _lengths(plan: Plan) -> str:
+    """Tokens of a sequence, in words."""
+    written = plan.decoder_sequence_length
+    return f"{plan.sequence_length} tokens" + ("" if written is None else f" read and {written} written")
+
+
 def _heading(answer: Outcome) -> str:
     plan, p = answer.plan, answer.plan.parallel
     degrees = {"dp": p.dp, "tp": p.tp, "pp": p.pp, "ep": p.ep, "cp": p.cp}
@@ -127,7 +134,7 @@ def _heading(answer: Outcome) -> str:
         f"({answer.active_parameters / 1e9:.3g} B active)\n"
         f"{plan.cluster.gpus} x {answer.gpu}, {split}, {zero}, {plan.schedule}, "
         f"recompute {plan.recompute}, {plan.precision}\n"
-        f"{plan.global_batch} sequences of {plan.sequence_length} tokens a step, {plan.micro_batch} at a time"
+        f"{plan.global_batch} sequences of {_lengths(plan)} a step, {plan.micro_batch} at a time"
         f"{', forward alone' if plan.mode == 'inference' else ''}"
     )
 

@@ -165,13 +165,7 @@ class MegatronModel(Family):
     def architecture(self, name: str, source: str) -> Architecture:
         """A stack of layers between embedding and head."""
         learned = self.position_embedding_type == "learned_absolute"
-        decoder = tuple(self._layer(index) for index in range(self.num_layers))
-        encoder: tuple[Layer, ...] = ()
-        if self.model == "t5":
-            layers = self.encoder_num_layers or self.num_layers
-            encoder = (self._of_blocks((self._attention(),), self._dense()),) * layers
-            own, read = replace(self._attention(), causal=True), replace(self._attention(), cross=True)
-            decoder = (self._of_blocks((own, read), self._dense()),) * self.num_layers
+        encoder, decoder = self._stacks()
         return Architecture(
             name=name,
             hidden=self.hidden_size,
@@ -186,6 +180,15 @@ class MegatronModel(Family):
             source=source,
             multi_token=self._modules(decoder),
         )
+
+    def _stacks(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+        """Layers of the encoder, if there is one, and of the decoder."""
+        if self.model != "t5":
+            return (), tuple(self._layer(index) for index in range(self.num_layers))
+        attention, block = self._attention(), self._dense()
+        read = self._of_blocks((attention,), block)
+        written = self._of_blocks((replace(attention, causal=True), replace(attention, cross=True)), block)
+        return (read,) * (self.encoder_num_layers or self.num_layers), (written,) * self.num_layers
 
     def _modules(self, decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Of multi-token prediction: a layer each, the last one's like or of the blocks that the pattern says."""

@@ -504,8 +504,8 @@ def _host(calibration: Calibration, plan: Plan) -> str | None:
     if HostModel(calibration, plan.backend).known:
         return None
     return (
-        f"The calibration has no host times for the backend {plan.backend}; a step that waits for its host "
-        "(small layers, small micro-batches) takes longer than predicted."
+        f"The calibration has no host times for the backend {plan.backend}: they are torch's, with what is known of "
+        "its code; a step that waits for its host (small layers, small micro-batches) may well take less or more."
     )
 
 

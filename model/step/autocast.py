@@ -104,8 +104,10 @@ def _around(op: LayerOp, form: _Form) -> Iterator[tuple[FloatArray, FloatArray, 
     m, n, k, experts = _sizes(op.shape.m, op.shape.n, op.shape.k, op.shape.experts)
     if op.kind in PRODUCTS:
         weights = n * k * (experts if op.kind is Kind.GROUPED_GEMM else 1.0)
-        widened = form.widened if op.backward is None else 0.0  # frozen ones have no gradient
-        yield weights * _CAST_B, weights * widened, 2 * _CAST_B / (_CAST_B + form.widened)
+        if op.backward is None:
+            yield weights * _CAST_B, weights * form.widened, 2 * _CAST_B / (_CAST_B + form.widened)
+        else:  # frozen ones have no gradient
+            yield weights * _CAST_B, 0.0 * weights, 1.0
         if op.target in SCATTERED:  # added to the residual stream
             yield 0.0 * m, m * n * form.narrowed, 1.0
         elif op.kind is Kind.GEMM:
