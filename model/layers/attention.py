@@ -174,14 +174,14 @@ class AttentionBlock(Block):
             yield from self._split(batch, q, q + kv + values, mask=(kv_heads > 1) & (heads > kv_heads))
 
     def _inputs(self, batch: MicroBatch, q: FloatArray, kv: FloatArray, values: FloatArray) -> Iterator[LayerOp]:
-        """Products that give queries, keys and values; of cross attention, whose sequences are of another length, those
-        of keys and values by themselves, which read what every other layer's read."""
-        fused, apart = batch.framework.fused_qkv, self.spec.cross and (batch.read_seq != batch.seq).any()
+        """Products that give queries, keys and values; of cross attention those of keys and values by themselves, which
+        read what every other layer's read."""
+        cross = self.spec.cross
         sizes: tuple[FloatArray, ...] = (q, kv, values)
-        if fused:
-            sizes = (q, kv + values) if apart else (q + kv + values,)
+        if batch.framework.fused_qkv:
+            sizes = (q, kv + values) if cross else (q + kv + values,)
         for index, n in enumerate(sizes):
-            tokens = batch.read_tokens if apart and index > 0 else batch.tokens
+            tokens = batch.read_tokens if cross and index > 0 else batch.tokens
             yield linear(tokens, n, self.hidden, bias=self.spec.bias_qkv, shares_input=index > 0, target="qkv")
 
     def _split(self, batch: MicroBatch, q: FloatArray, whole: FloatArray, *, mask: BoolArray) -> Iterator[LayerOp]:

@@ -126,11 +126,6 @@ class MicroBatch:
         return np.asarray(self.tokens * (self.read_seq / self.seq))
 
     @property
-    def embedded_tokens(self) -> FloatArray:
-        """Those that are looked up: a decoder's too, where its sequences are of another length. [P]"""
-        return np.asarray(self.tokens * (1 + self.decoder_seq / self.seq))
-
-    @property
     def plans(self) -> int:
         """P."""
         return len(self.tp)

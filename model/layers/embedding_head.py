@@ -67,8 +67,12 @@ class EmbeddingBlock:
         """Parameters of one tensor-parallel rank, [P]."""
         return np.asarray(self.parameters() / tp + self.positions() + self.projections() / 2 + self.norms())
 
+    def _tokens(self, batch: MicroBatch) -> FloatArray:
+        """That are looked up: an encoder's, and a decoder's. [P]"""
+        return np.asarray(batch.tokens + batch.of_decoder().tokens) if self.architecture.encoder else batch.tokens
+
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        a, tokens = self.architecture, batch.embedded_tokens
+        a, tokens = self.architecture, self._tokens(batch)
         if not a.vocab:
             return
         yield LayerOp(kind=Kind.EMBEDDING, shape=Shape(m=tokens, n=a.embedding_width, k=a.vocab / batch.tp))
@@ -86,7 +90,7 @@ class EmbeddingBlock:
         """Partial embeddings of the vocabulary's shards, summed."""
         if not self.architecture.vocab:
             return
-        size_B = batch.element_size_B * batch.embedded_tokens * self.architecture.hidden
+        size_B = batch.element_size_B * self._tokens(batch) * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=0.0)
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=0.0)
